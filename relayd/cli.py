@@ -1,0 +1,249 @@
+"""The command line: words -> a configuration -> a command -> an exit status.
+
+0: fine.  1: it could not be done (address in use, permission).  2: usage or configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from relayd import __version__
+from relayd.config.keys import DAEMON_KEYS, RELAY_KEYS, Key
+from relayd.config.load import load_command_line, load_file
+from relayd.config.settings import Config
+from relayd.errors import ConfigError, Problem, StartError, did_you_mean
+from relayd.process.limits import fill_standard_descriptors
+from relayd.process.runner import run_foreground
+
+_USAGE = """\
+relayd SOURCE DESTINATION [--mode MODE] [--dump[=FORMAT]] [--retry SECONDS] [-o KEY=VALUE]...
+       relayd --config FILE --foreground
+       relayd --config FILE --check"""
+
+_HELP = f"""\
+usage: {_USAGE}
+
+Carries one byte stream from SOURCE to everybody at DESTINATION, for ever.
+
+addresses:
+  host:port  [v6]:port        an address to connect to, or to listen on
+  :port                       listen on every address of this machine, IPv6 and IPv4
+  unix:/path                  a Unix socket
+  replay:FILE?rate=10&loop=yes    as a source: the lines of a file, 10 a second, again and again
+  A,B,C                       a list: sources are tried in turn, destinations are all fed
+
+modes:
+  connect-listen   (default)  dial the source, serve any number of clients
+  listen-connect              await the source, dial each destination
+  connect-connect             dial both: from behind NAT to the outside
+  listen-listen               await both: the meeting point that both can reach
+
+options:
+  --mode MODE                 one of the above
+  --dump[=FORMAT]             show what passes on standard output: text (default), hex or raw
+  --retry SECONDS             wait that long between attempts to connect (default: 1s..30s, growing)
+  -o KEY=VALUE                any key of a relay, as in a configuration file; see the list below
+  --config FILE               run the relays of a configuration file
+  --foreground                stay in the foreground: log on stderr, Ctrl-C ends it gracefully
+  --check                     check the configuration, print the effective settings of each relay
+  --version, --help
+
+examples:
+  relayd gnss.example:5000 :2101                  share a receiver that takes one client
+  relayd gnss.example:5000 :2101 --dump           ... and look at what passes
+  relayd 192.168.1.9:4001 relay.example:7001 --mode connect-connect
+                                                  push a feed out from behind NAT
+  relayd :7001 :7002 --mode listen-listen         the meeting point outside
+  relayd ais:10110 one.example:4001,two.example:4002 --mode connect-connect -o framing=line
+                                                  feed several aggregators, whole sentences only
+  relayd --config /etc/relayd.ini --check
+
+keys for -o, with their defaults:
+%s
+exit status: 0 fine; 1 it could not be done (address in use); 2 wrong usage or configuration
+"""
+
+
+@dataclass
+class _Arguments:
+    """What the words say."""
+
+    words: list[str] = field(default_factory=list)  # SOURCE and DESTINATION
+    options: list[tuple[str, str, str]] = field(default_factory=list)  # (key, value, word): a relay's keys
+    config: str | None = None
+    flags: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+
+
+_FLAGS = ("--foreground", "--check", "--help", "-h", "--version")
+_KEY_OF = {"--mode": "mode", "--retry": "reconnect"}  # options that are short for -o KEY=
+_WITH_VALUE = ("--config", "-o", *_KEY_OF)
+_KNOWN = (*_FLAGS, *_WITH_VALUE, "--dump")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status. Nothing that a user can type makes a traceback."""
+    fill_standard_descriptors()
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    if arguments.flags & {"--help", "-h"}:
+        return _print(_HELP % _key_list())
+    if "--version" in arguments.flags:
+        return _print(f"relayd {__version__}\n")
+    try:
+        config = _load(arguments, os.environ)
+        if "--check" in arguments.flags:
+            return _print(_effective(config))
+        run_foreground(config)
+    except ConfigError as error:
+        return _complain(map(str, error.problems), 2)
+    except StartError as error:
+        return _complain(error.reasons, 1)
+    except KeyboardInterrupt:
+        return 0  # before the loop had taken the signal over
+    return 0
+
+
+def _print(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `relayd --help | head`: the reader has seen enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _complain(lines: Iterator[str] | Sequence[str], status: int) -> int:
+    for line in lines:
+        # One error, one line, whatever a file name or a value has in it.
+        shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in line)
+        print(f"relayd: {shown.encode('ascii', 'backslashreplace').decode()}", file=sys.stderr)
+    return status
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+
+def _parse(words: Sequence[str]) -> _Arguments:
+    arguments = _Arguments()
+    waiting = iter(words)
+    for word in waiting:
+        if word == "--":
+            arguments.words += waiting
+        elif word.startswith("-") and word != "-":
+            _take_option(arguments, word, waiting)
+        else:
+            arguments.words.append(word)
+    if not arguments.flags & {"--help", "-h", "--version"}:
+        _check_combination(arguments)
+    return arguments
+
+
+def _take_option(arguments: _Arguments, word: str, waiting: Iterator[str]) -> None:
+    name, equals, value = word.partition("=")
+    if name.startswith("-o") and name != "-o" and not name.startswith("--"):
+        name, equals, value = "-o", "=", word[2:]  # -oKEY=VALUE
+    if name in _FLAGS:
+        if equals:
+            arguments.problems.append(Problem("takes no value", name))
+        arguments.flags.add(name)
+    elif name == "--dump":
+        # Its value needs the equals sign: `--dump SOURCE` must not take the source for a format.
+        arguments.options.append(("dump", value if equals else "text", name))
+    elif name in _WITH_VALUE:
+        following = value if equals else next(waiting, None)
+        if following is None:
+            arguments.problems.append(Problem("needs a value", name))
+        else:
+            _take_value(arguments, name, following)
+    else:
+        arguments.problems.append(Problem(f"unknown option{did_you_mean(name, _KNOWN)}", name))
+
+
+def _take_value(arguments: _Arguments, name: str, value: str) -> None:
+    if name == "--config":
+        if arguments.config is not None:
+            arguments.problems.append(Problem("given twice; a file can `include` others", name))
+        arguments.config = value
+    elif name in _KEY_OF:
+        arguments.options.append((_KEY_OF[name], value, name))
+    else:
+        key, equals, setting = (part.strip() for part in value.partition("="))
+        if not equals or not key:
+            arguments.problems.append(Problem(f"'{value}' is not KEY=VALUE", name))
+        arguments.options.append((key, setting, f"-o {key}"))
+
+
+def _check_combination(arguments: _Arguments) -> None:
+    problems, words = arguments.problems, arguments.words
+    if arguments.config is not None:
+        for word in words:
+            problems.append(Problem("is one word too many: --config FILE has its relays' addresses", word))
+        for _, _, option in arguments.options:
+            problems.append(Problem("belongs into the file that --config names", option))
+        if not arguments.flags & {"--foreground", "--check"}:
+            problems.append(Problem("needs --foreground or --check", "--config"))
+        return
+    for word in words[2:]:
+        problems.append(Problem("is one word too many after SOURCE and DESTINATION", word))
+    if not words and not arguments.options and not arguments.flags:
+        problems.append(
+            Problem(f"SOURCE and DESTINATION, or --config FILE, are missing; usage: {_USAGE.splitlines()[0]}")
+        )
+        return
+    for missing in ("SOURCE", "DESTINATION")[len(words) :]:
+        problems.append(Problem("is missing; relayd --help has examples", missing))
+
+
+def _load(arguments: _Arguments, environ: Mapping[str, str]) -> Config:
+    """Return the configuration; raises ConfigError with the problems of words and values together."""
+    problems = list(arguments.problems)
+    load: Callable[[], Config]
+    if arguments.config is not None:
+        path = arguments.config
+        load = lambda: load_file(path, environ)  # noqa: E731
+    else:
+        places = zip(("source", "destination"), arguments.words, ("SOURCE", "DESTINATION"), strict=False)
+        options = [*places, *arguments.options]
+        load = lambda: load_command_line(options, environ)  # noqa: E731
+    try:
+        config = load()
+    except ConfigError as error:
+        problems += [problem for problem in error.problems if problem.text not in {known.text for known in problems}]
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+# -- what is printed ------------------------------------------------------------------------------
+
+
+def _key_list() -> str:
+    return "".join(f"  {_key_line(key)}\n" for key in RELAY_KEYS.values() if key.default is not None)
+
+
+def _key_line(key: Key) -> str:
+    default = key.default_help.replace("`", "") or key.default
+    return f"{key.name} = {default}".ljust(30) + f"  {key.help}".replace("`", "")
+
+
+def _effective(config: Config) -> str:
+    """Return the configuration with every default filled in, as a file that means the same."""
+    lines = [f"# {config.path or 'command line'}: {len(config.relays)} relay(s), no errors", "[relayd]"]
+    for key in DAEMON_KEYS.values():
+        if key.name != "include":  # what it named is shown
+            lines.append(f"{key.name} = {key.kind.show(getattr(config, key.field))}")
+    for relay in config.relays:
+        lines += ["", f"[relay {relay.name}]"]
+        for key in RELAY_KEYS.values():
+            effect = not key.only_for or key.only_for in (
+                f"source {relay.source_role}", f"destination {relay.destination_role}"
+            )  # fmt: skip
+            if effect:
+                value = "***" if key.name in relay.secret_keys else key.kind.show(getattr(relay, key.field))
+                lines.append(f"{key.name} = {value}".rstrip())
+    return "\n".join(lines) + "\n"

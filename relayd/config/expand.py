@@ -1,0 +1,52 @@
+"""What a value may refer to: `${NAME}` is the environment, `@FILE` reads a secret from a file.
+
+What comes in that way is a value and nothing else: it is not looked at again for references, and it
+can be neither two lines nor a section.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+_REFERENCE = re.compile(r"\$\{([^}]*)\}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SECRET_MAX = 64 * 1024  # bytes of a secret file; keys and tokens are smaller
+
+
+def expand(text: str, environ: Mapping[str, str], directory: str) -> str:
+    """Return the text with its references replaced; raises ValueError, which never quotes a secret."""
+
+    def variable(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in environ:
+            raise ValueError(f"${{{name}}} is not set in the environment")
+        return environ[name]
+
+    value = _REFERENCE.sub(variable, text)
+    if is_secret(text):
+        value = _read_secret(os.path.join(directory, value[1:]))
+    if _CONTROL.search(value):
+        raise ValueError(f"what {'the file' if is_secret(text) else text} holds has a control character in it")
+    return value
+
+
+def is_secret(text: str) -> bool:
+    """Whether a value is read from a file and must never be shown."""
+    return text.startswith("@")
+
+
+def _read_secret(path: str) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        with open(fd, "rb") as file:
+            data = file.read(_SECRET_MAX + 1)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    if data is None or len(data) > _SECRET_MAX:
+        raise ValueError(f"{path} is no file with a secret")
+    try:
+        return data.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8") from None

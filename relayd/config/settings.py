@@ -1,0 +1,103 @@
+"""The configuration as the rest of the program sees it: frozen values, every default filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from relayd.address import Address, ReplayAddress
+from relayd.config.keys import CONNECT, LISTEN, MODES
+from relayd.config.kinds import Waits
+from relayd.net.sockets import Keepalive
+from relayd.observe.dump import Rotation
+from relayd.policy.access import Network
+
+
+@dataclass(frozen=True)
+class RelayConfig:
+    """One relay's settings; the keys of RELAY_KEYS. Times in seconds, sizes in bytes."""
+
+    name: str
+    mode: str
+    source: tuple[Address, ...]
+    destination: tuple[Address, ...]
+    enabled: bool
+    framing: str
+    max_record: int
+    return_rule: str
+    second_source: str
+    on_source_loss: str
+    source_idle: float
+    buffer: int
+    overflow: str
+    stall_timeout: float
+    reconnect: Waits
+    stable_after: float
+    connect_timeout: float
+    bind_source: str
+    keepalive: Keepalive | None
+    linger_timeout: float
+    max_clients: int
+    max_clients_per_ip: int
+    allow: tuple[Network, ...]
+    deny: tuple[Network, ...]
+    source_allow: tuple[Network, ...]
+    source_deny: tuple[Network, ...]
+    unix_mode: int
+    backlog: int
+    nodelay: bool
+    send_buffer: int
+    receive_buffer: int
+    dump: str
+    dump_file: str
+    dump_max: Rotation
+    secret_keys: frozenset[str] = field(default=frozenset(), compare=False)  # given by @FILE: never shown
+
+    @property
+    def source_role(self) -> str:
+        """How relayd meets the source."""
+        return MODES[self.mode][0]
+
+    @property
+    def destination_role(self) -> str:
+        """How relayd meets the destinations."""
+        return MODES[self.mode][1]
+
+    @property
+    def listening(self) -> tuple[Address, ...]:
+        """Every address that is listened on."""
+        source = self.source if self.source_role == LISTEN else ()
+        return source + (self.destination if self.destination_role == LISTEN else ())
+
+    @property
+    def unpaced(self) -> bool:
+        """Whether the source is a file that is read as fast as it is taken."""
+        return is_unpaced(self.source)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything: the keys of DAEMON_KEYS, and the relays in the order of the text."""
+
+    log_level: str
+    drain_timeout: float
+    relays: tuple[RelayConfig, ...]
+    path: str = ""  # the file it came from, "" for a command line
+
+
+def is_unpaced(source: tuple[Address, ...]) -> bool:
+    """Whether one of the addresses is a replay without a rate."""
+    return any(isinstance(address, ReplayAddress) and address.rate is None for address in source)
+
+
+def dependent_default(name: str, values: Mapping[str, Any]) -> str:
+    """Return the default of a key whose default depends on the keys before it, as it would be written."""
+    one_connected = MODES[values["mode"]][1] == CONNECT and len(values["destination"]) == 1
+    if name == "return":
+        return "all" if one_connected else "none"
+    if name == "overflow":
+        return "block" if one_connected or is_unpaced(values["source"]) else "disconnect"
+    if name == "stall_timeout":
+        return "0" if values["overflow"] == "block" else "60s"
+    raise AssertionError(f"{name} has a fixed default")

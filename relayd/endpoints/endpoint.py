@@ -1,0 +1,59 @@
+"""What a relay knows of its ends, and what an end knows of whom it brings links to."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from relayd.net.transport import Buffer, TransportProtocol
+from relayd.sink import Outgoing
+
+
+class LinkTransport(Outgoing, Protocol):
+    """What carries a link: a socket's Transport, or something that behaves like one."""
+
+    peer: Any
+    local: Any
+    since: float  # the reactor's time when the link came up
+    last_read: float  # the reactor's time when something was last read
+    bytes_read: int
+
+    def start(self, protocol: TransportProtocol) -> None:
+        """See Transport.start."""
+
+    def pause_reading(self) -> None:
+        """See Transport.pause_reading."""
+
+    def resume_reading(self) -> None:
+        """See Transport.resume_reading."""
+
+
+class Endpoint(Protocol):
+    """One end of a relay."""
+
+    def open(self) -> None:
+        """Take what can be refused (ports); raises StartError. Nothing moves yet."""
+
+    def start(self) -> None:
+        """Begin to bring links."""
+
+    def stop(self) -> None:
+        """Bring no more, drop what is under way; links that are up stay."""
+
+    def peer_name(self, transport: LinkTransport) -> str:
+        """Return what the link's other side is called in logs."""
+
+    def link_lost(self, transport: LinkTransport, reason: str) -> None:
+        """A link that this end brought is closed."""
+
+
+class LinkOwner(Protocol):
+    """Whom an end brings its links to: an Inlet or an Outlet."""
+
+    def refusal(self) -> str:
+        """Return why no further link may come in now, "" where it may."""
+
+    def link_made(self, transport: LinkTransport, endpoint: Endpoint) -> TransportProtocol:
+        """Take a link; return who is to be told of its life."""
+
+
+__all__ = ["Buffer", "Endpoint", "LinkOwner", "LinkTransport"]

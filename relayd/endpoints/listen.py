@@ -1,0 +1,147 @@
+"""A listening end: peers come in, if they may."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from relayd.address import Address
+from relayd.endpoints.endpoint import LinkOwner, LinkTransport
+from relayd.errors import StartError
+from relayd.net.acceptor import Acceptor
+from relayd.net.listener import Listener, ListenSettings, open_listener
+from relayd.net.reactor import Reactor
+from relayd.net.sockets import reset, show_name
+from relayd.net.transport import Transport
+from relayd.observe.counters import Counters
+from relayd.observe.log import BoundLog
+from relayd.policy.access import AccessList
+from relayd.policy.loops import End, LoopGuard
+
+
+class Admission:
+    """Who may come in at one end: by address, by number, by number per address (0: no limit)."""
+
+    def __init__(self, access: AccessList, max_links: int, max_links_per_ip: int) -> None:
+        self._access = access
+        self._max_links = max_links
+        self._max_links_per_ip = max_links_per_ip
+        self._by_host: Counter[str] = Counter()
+        self._links = 0
+
+    def refusal(self, peer: Any) -> str:
+        """Return why the peer may not come in, "" where it may. Unix peers have no address to judge."""
+        host = _host(peer)
+        if host and not self._access.permits(host):
+            return "denied"
+        if self._max_links and self._links >= self._max_links:
+            return "full"
+        if host and self._max_links_per_ip and self._by_host[host] >= self._max_links_per_ip:
+            return "full_for_ip"
+        return ""
+
+    def entered(self, peer: Any) -> None:
+        """The peer has come in."""
+        self._links += 1
+        self._by_host[_host(peer)] += 1
+
+    def left(self, peer: Any) -> None:
+        """The peer is gone."""
+        self._links -= 1
+        host = _host(peer)
+        self._by_host[host] -= 1
+        if not self._by_host[host]:
+            del self._by_host[host]
+
+
+def _host(peer: Any) -> str:
+    return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
+class ListenEndpoint:
+    """Listens on every address given, and brings the peers that may come in to its owner."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        addresses: Sequence[Address],
+        settings: ListenSettings,
+        linger_timeout: float,
+        admission: Admission,
+        guard: LoopGuard,
+        end: End,
+        owner: LinkOwner,
+        counters: Counters,
+        log: BoundLog,
+    ) -> None:
+        """`linger_timeout` in seconds, see Transport."""
+        self._reactor = reactor
+        self._addresses = addresses
+        self._settings = settings
+        self._linger_timeout = linger_timeout
+        self._admission = admission
+        self._guard = guard
+        self._end = end
+        self._owner = owner
+        self._counters = counters
+        self._log = log
+        self._listeners: list[Listener] = []
+        self._acceptors: list[Acceptor] = []
+
+    def open(self) -> None:
+        """Listen on all addresses, or on none: raises StartError with every reason."""
+        reasons: list[str] = []
+        for address in self._addresses:
+            try:
+                self._listeners.append(open_listener(address, self._settings))
+            except StartError as error:
+                reasons += error.reasons
+        if reasons:
+            self.stop()
+            raise StartError(reasons)
+
+    def start(self) -> None:
+        for listener in self._listeners:
+            self._log.info("listening", address=listener.address)
+            for sock in listener.sockets:
+                acceptor = Acceptor(self._reactor, sock, self._accepted, self._exhausted)
+                self._acceptors.append(acceptor)
+                acceptor.start()
+
+    def stop(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for listener in self._listeners:
+            listener.close()
+        self._acceptors, self._listeners = [], []
+
+    def peer_name(self, transport: LinkTransport) -> str:
+        return show_name(transport.peer)
+
+    def link_lost(self, transport: LinkTransport, reason: str) -> None:
+        self._admission.left(transport.peer)
+        self._guard.left(transport.peer)
+
+    def _accepted(self, sock: socket.socket, peer: Any) -> None:
+        reason = self._refusal(peer)
+        if reason:
+            reset(sock)
+            self._counters.refused += 1
+            self._log.burst("refused", peer=show_name(peer), reason=reason)
+            return
+        self._admission.entered(peer)
+        self._settings.options.apply(sock)
+        transport = Transport(self._reactor, sock, peer, self._linger_timeout)
+        transport.start(self._owner.link_made(transport, self))
+
+    def _refusal(self, peer: Any) -> str:
+        """Return the first reason against the peer; the guard comes last, for it remembers whom it admits."""
+        reason = self._admission.refusal(peer) or self._owner.refusal()
+        if reason or not isinstance(peer, tuple) or self._guard.admits(peer, self._end):
+            return reason
+        return "loop"
+
+    def _exhausted(self, reason: str) -> None:
+        self._log.burst("accepting_paused", reason=reason)

@@ -1,0 +1,52 @@
+"""What can be wrong in a way that has a name: a configuration, a start, an address."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class RelaydError(Exception):
+    """The root of all errors that relayd raises on purpose and shows without a traceback."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in the configuration: where it stands, what is wrong, what would be right."""
+
+    text: str
+    place: str = ""  # "FILE:LINE", "FILE", or the word on the command line
+    relay: str = ""
+    key: str = ""
+
+    def __str__(self) -> str:
+        relay = f"[relay {self.relay}]" if self.relay else ""
+        where = " ".join(part for part in (relay, self.key) if part)
+        return ": ".join(part for part in (self.place, where, self.text) if part)
+
+
+class ConfigError(RelaydError):
+    """The configuration cannot be used; `problems` holds every reason, in the order of the text."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class StartError(RelaydError):
+    """The configuration is right and yet it could not be started: `reasons` says why, one each."""
+
+    def __init__(self, reasons: Iterable[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("\n".join(self.reasons))
+
+
+class AddressError(RelaydError, ValueError):
+    """A text that is no address; the message says what would be one."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the known word nearest to `word`, or an empty string."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""

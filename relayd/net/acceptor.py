@@ -1,0 +1,80 @@
+"""Accepting connections, with a budget and without spinning when descriptors run out."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from relayd.net.reactor import READ, Reactor, TimerHandle
+from relayd.net.sockets import ACCEPT_AGAIN, EXHAUSTED, error_name
+
+# Connections accepted a turn and listener. A burst of thousands then shares the loop with the
+# streams that run, some ten milliseconds at a time; the rest waits in the kernel's backlog.
+_ACCEPTS_PER_TURN = 64
+
+# Out of descriptors, the listener stays readable: an unguarded loop failed 350,000 times a second.
+_EXHAUSTED_PAUSE = 1.0
+
+
+class Acceptor:
+    """One listening socket in the reactor."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        accepted: Callable[[socket.socket, Any], None],
+        exhausted: Callable[[str], None],
+    ) -> None:
+        """`accepted(socket, peer)` gets a non-blocking socket; `exhausted(errno name)` is told of a pause."""
+        self._reactor = reactor
+        self._sock = sock
+        self._accepted = accepted
+        self._exhausted = exhausted
+        self._pause: TimerHandle | None = None
+        self.closed = False
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._reactor.set_interest(self, READ)
+
+    def close(self) -> None:
+        """Stop accepting; the listening socket is its owner's to close."""
+        self.closed = True
+        if self._pause is not None:
+            self._pause.cancel()
+        self._reactor.forget(self)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def ready(self, events: int) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            if self.closed:
+                return
+            try:
+                sock, peer = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                code = error.errno or 0
+                if code in ACCEPT_AGAIN:
+                    continue
+                if code in EXHAUSTED:
+                    self._rest(error_name(code))
+                    return
+                raise
+            sock.setblocking(False)
+            self._accepted(sock, peer)
+
+    def hung_up(self) -> None:
+        """Nothing hangs up on a listener."""
+
+    def failed(self, error: Exception) -> None:
+        """One connection could not be taken in; the listener stays."""
+
+    def _rest(self, reason: str) -> None:
+        self._reactor.set_interest(self, 0)
+        self._pause = self._reactor.call_later(_EXHAUSTED_PAUSE, self.start)
+        self._exhausted(reason)

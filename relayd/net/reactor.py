@@ -1,0 +1,311 @@
+"""The event loop: one thread, one selector, one clock, one heap of timers.
+
+A turn is: wait for readiness, hand it out, run the timers that are due, then free what was closed.
+That order carries three promises that the rest of the program stands on:
+
+* Nothing that is closed during a turn is freed before its end (`at_turn_end`), so a list that is
+  being walked does not change under the walker and a file descriptor's number is not reused while
+  readiness of its former owner may still lie in the batch.
+* What raises, raises alone: the handler that failed is told, everything else goes on.
+* `now` is read once a turn and is what everything in the turn calls the time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import selectors
+import socket
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+
+# A heap of cancelled timers is swept when it holds more than this many and they are the majority:
+# re-arming a million times then costs kilobytes instead of a hundred megabytes, at O(1) amortised.
+_SWEEP_AT = 512
+
+# How often handles that are registered for nothing are looked at, in seconds (see `set_interest`).
+_DORMANT_CHECK = 1.0
+
+_WAKE_UP = b"\0"  # no signal has the number 0
+
+
+class Handler(Protocol):
+    """What the reactor needs of an object that owns a file descriptor."""
+
+    closed: bool  # readiness found after this is set belongs to the past and is not delivered
+
+    def fileno(self) -> int:
+        """Return the file descriptor; it must not change while the handler is registered."""
+
+    def ready(self, events: int) -> None:
+        """The descriptor is ready for `events`, READ and WRITE or'ed."""
+
+    def hung_up(self) -> None:
+        """The connection broke while the handler was interested in nothing."""
+
+    def failed(self, error: Exception) -> None:
+        """`ready` or `hung_up` raised; close what must be closed."""
+
+
+class TimerHandle:
+    """A call that is due at `when`, until it ran or was cancelled."""
+
+    __slots__ = ("_reactor", "callback", "when")
+
+    def __init__(self, reactor: Reactor, when: float, callback: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """Make sure that the call never comes; harmless when it came already."""
+        if self.callback is not None:
+            self.callback = None
+            self._reactor.timer_cancelled()
+
+
+class Reactor:
+    """Readiness, timers and wake-ups for everything in the process."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, selector: selectors.BaseSelector | None = None
+    ) -> None:
+        self._clock = clock
+        self.now = clock()
+        self._failed: Callable[[Exception], None] = _report
+        self._selector = selector or selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, TimerHandle]] = []
+        self._sequence = itertools.count()  # keeps timers of one instant in the order they were set
+        self._cancelled = 0
+        self._freed: list[Callable[[], None]] = []
+        self._posted: deque[Callable[[], None]] = deque()
+        self._interest: dict[Handler, int] = {}
+        self._dormant: set[Handler] = set()
+        self._dormant_timer: TimerHandle | None = None
+        self._running = False
+        self._waker = _Waker(self)
+
+    def on_failure(self, failed: Callable[[Exception], None]) -> None:
+        """Have `failed` told of every exception that gets out of a callback; it must not raise."""
+        self._failed = failed
+
+    # -- readiness ------------------------------------------------------------------------------
+
+    def set_interest(self, handler: Handler, events: int) -> None:
+        """Ask for READ, WRITE, both or neither (0).
+
+        Epoll reports a broken connection even to those who asked for nothing, again and again, and
+        `selectors` cannot ask for nothing.  So 0 takes the descriptor out of the selector; that it
+        broke is then found within a second by asking poll(2), and told by `hung_up`.
+        """
+        before = self._interest.get(handler, 0)
+        if events == before:
+            if not events:
+                self._watch_dormant(handler)
+            return
+        if not before:
+            self._selector.register(handler.fileno(), events, handler)
+            self._dormant.discard(handler)
+        elif events:
+            self._selector.modify(handler.fileno(), events, handler)
+        else:
+            self._selector.unregister(handler.fileno())
+            self._watch_dormant(handler)
+        if events:
+            self._interest[handler] = events
+        else:
+            del self._interest[handler]
+
+    def forget(self, handler: Handler) -> None:
+        """Stop watching a handler, before its descriptor is closed."""
+        if self._interest.pop(handler, 0):
+            self._selector.unregister(handler.fileno())
+        self._dormant.discard(handler)
+
+    def _watch_dormant(self, handler: Handler) -> None:
+        self._dormant.add(handler)
+        if self._dormant_timer is None:
+            self._dormant_timer = self.call_later(_DORMANT_CHECK, self._check_dormant)
+
+    def _check_dormant(self) -> None:
+        self._dormant_timer = None
+        poll = select.poll()
+        by_fd = {handler.fileno(): handler for handler in self._dormant}
+        for fd in by_fd:
+            poll.register(fd, 0)  # POLLERR and POLLHUP come unasked
+        for fd, _ in poll.poll(0):
+            handler = by_fd[fd]
+            if not handler.closed:
+                self._deliver(handler, handler.hung_up)
+        if self._dormant:
+            self._dormant_timer = self.call_later(_DORMANT_CHECK, self._check_dormant)
+
+    # -- time -----------------------------------------------------------------------------------
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> TimerHandle:
+        """Call `callback` once, `delay` seconds from now or a little later."""
+        handle = TimerHandle(self, self.now + delay, callback)
+        heapq.heappush(self._timers, (handle.when, next(self._sequence), handle))
+        return handle
+
+    def timer_cancelled(self) -> None:
+        """A timer in the heap will never run (for TimerHandle)."""
+        self._cancelled += 1
+        if self._cancelled > _SWEEP_AT and self._cancelled > len(self._timers) // 2:
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
+
+    # -- other threads, signals, the end of the turn ----------------------------------------------
+
+    @property
+    def wakeup_fd(self) -> int:
+        """A non-blocking descriptor for signal.set_wakeup_fd."""
+        return self._waker.write_fd
+
+    def on_signal(self, callback: Callable[[int], None]) -> None:
+        """Have `callback(number)` called in the loop for each signal that came through `wakeup_fd`."""
+        self._waker.signalled = callback
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called in the loop; the one method that another thread may call."""
+        self._posted.append(callback)
+        self._waker.wake()
+
+    def run_posted(self) -> None:
+        """Call what other threads have posted (for the waker)."""
+        while self._posted:
+            self._guard(self._posted.popleft())
+
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when everything of this turn is done: the place to free things."""
+        self._freed.append(callback)
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Turn until `stop` is called."""
+        self._running = True
+        while self._running:
+            self.turn()
+
+    def stop(self) -> None:
+        """Let `run` return at the end of the turn."""
+        self._running = False
+
+    def close(self) -> None:
+        """Give back the reactor's own descriptors; it cannot be used after."""
+        self._waker.close()
+        self._selector.close()
+
+    def turn(self, max_wait: float | None = None) -> None:
+        """Wait for something to do, `max_wait` seconds at most, and do it."""
+        ready = self._selector.select(self._wait_time(max_wait))
+        self.now = self._clock()
+        for key, events in ready:
+            handler: Handler = key.data
+            if handler.closed:
+                continue
+            try:
+                handler.ready(events)
+            except Exception as error:
+                self._handler_failed(handler, error)
+        self._run_timers()
+        while self._freed:
+            freed, self._freed = self._freed, []
+            for callback in freed:
+                self._guard(callback)
+
+    def _wait_time(self, max_wait: float | None) -> float | None:
+        if self._freed or self._posted:
+            return 0
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+            self._cancelled -= 1
+        if not self._timers:
+            return max_wait
+        due = max(0.0, self._timers[0][0] - self._clock())
+        return due if max_wait is None else min(due, max_wait)
+
+    def _run_timers(self) -> None:
+        due = []
+        while self._timers and self._timers[0][0] <= self.now:
+            due.append(heapq.heappop(self._timers)[2])
+        # Popped before any is run: a timer that sets another for at once gets it next turn.
+        for handle in due:
+            callback, handle.callback = handle.callback, None
+            if callback is None:
+                self._cancelled -= 1
+            else:
+                self._guard(callback)
+
+    def _deliver(self, handler: Handler, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as error:
+            self._handler_failed(handler, error)
+
+    def _handler_failed(self, handler: Handler, error: Exception) -> None:
+        self._failed(error)
+        self._guard(lambda: handler.failed(error))
+
+    def _guard(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as error:
+            self._failed(error)
+
+
+def _report(error: Exception) -> None:
+    """Say on stderr what nobody else has been appointed to hear."""
+    traceback.print_exception(type(error), error, error.__traceback__)
+
+
+class _Waker:
+    """A socketpair whose readable end is in the selector: what ends a wait from outside the loop."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.closed = False
+        self.signalled: Callable[[int], None] = lambda number: None
+        self._reactor = reactor
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self.write_fd = self._writer.fileno()
+        reactor.set_interest(self, READ)
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def wake(self) -> None:
+        try:
+            self._writer.send(_WAKE_UP)
+        except BlockingIOError:
+            return  # full of wake-ups that were not yet read: one more says nothing new
+
+    def ready(self, events: int) -> None:
+        received = self._reader.recv(4096)
+        self._reactor.run_posted()
+        # The kernel and Python fold a storm of one signal into a few bytes; we fold them into one.
+        for number in dict.fromkeys(received):
+            if number:
+                self.signalled(number)
+
+    def hung_up(self) -> None:
+        raise AssertionError("both ends of the wake-up pair are ours")
+
+    def failed(self, error: Exception) -> None:
+        """A posted callback cannot get here, a signal's may; the pair itself stays in use."""
+
+    def close(self) -> None:
+        self.closed = True
+        self._reactor.forget(self)
+        self._reader.close()
+        self._writer.close()

@@ -1,0 +1,103 @@
+"""Name look-ups that never block the loop.
+
+`getaddrinfo` is the one function that knows all of a host's ways to find a name (nsswitch, hosts,
+resolved, search lists), and it blocks: 20 seconds with two name servers that do not answer.  So it
+runs in threads, the only ones in the program.  A thread touches nothing of ours: it takes a name and
+posts an answer.  Each look-up in flight has its own thread, up to a limit, so that dead names do not
+stand in the way of living ones; literal addresses never come here.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Union
+
+from relayd.net.reactor import Reactor
+
+# Distinct names looked up at once. A thread that waits for a name server costs 40 KiB or so; past
+# this many dead names the next ones wait for the first to be given up.
+_THREADS_MAX = 32
+
+# The addresses of one name that are tried, so that an answer with a thousand holds nobody for hours.
+_ANSWERS_MAX = 8
+
+Found = list[tuple[socket.AddressFamily, Any]]  # (family, socket address), in the resolver's order
+Answer = Union[Found, Exception]
+Lookup = Callable[..., "list[tuple[Any, Any, Any, Any, Any]]"]  # the face of socket.getaddrinfo
+
+
+class Resolution:
+    """One caller's wait for an answer."""
+
+    __slots__ = ("_answered",)
+
+    def __init__(self, answered: Callable[[Answer], None]) -> None:
+        self._answered: Callable[[Answer], None] | None = answered
+
+    def cancel(self) -> None:
+        """The answer is no longer wanted; the thread may go on, nobody listens."""
+        self._answered = None
+
+    def answer(self, answer: Answer) -> None:
+        """Hand the answer on, if it is still wanted."""
+        if self._answered is not None:
+            self._answered(answer)
+
+
+class Resolver:
+    """Looks names up in threads; answers arrive in the loop. Nothing is cached: that is nsswitch's."""
+
+    def __init__(self, reactor: Reactor, lookup: Lookup = socket.getaddrinfo) -> None:
+        self._reactor = reactor
+        self._lookup = lookup
+        self._wanted: dict[tuple[str, int], list[Resolution]] = {}  # in flight or waiting for a thread
+        self._waiting: deque[tuple[str, int]] = deque()
+        self._threads = 0
+
+    def resolve(self, host: str, port: int, answered: Callable[[Answer], None]) -> Resolution:
+        """Have `answered` called in a later turn with the stream addresses of the name, or the error.
+
+        Callers that want the same name at the same time share one look-up.
+        """
+        resolution = Resolution(answered)
+        key = (host, port)
+        if key in self._wanted:
+            self._wanted[key].append(resolution)
+            return resolution
+        self._wanted[key] = [resolution]
+        if self._threads < _THREADS_MAX:
+            self._begin(key)
+        else:
+            self._waiting.append(key)
+        return resolution
+
+    def _begin(self, key: tuple[str, int]) -> None:
+        self._threads += 1
+        # A daemon thread: a look-up that hangs must not keep the process from ending.
+        threading.Thread(target=self._look_up, args=key, name=f"resolve {key[0]}", daemon=True).start()
+
+    def _look_up(self, host: str, port: int) -> None:
+        """Run in a thread."""
+        answer: Answer
+        try:
+            found = self._lookup(host, port, 0, socket.SOCK_STREAM)
+            answer = [(entry[0], entry[4]) for entry in found[:_ANSWERS_MAX]]
+        except Exception as error:  # OSError, and UnicodeError for a name the codec cannot write
+            answer = error
+        self._reactor.post(lambda: self._answered((host, port), answer))
+
+    def _answered(self, key: tuple[str, int], answer: Answer) -> None:
+        self._threads -= 1
+        if self._waiting:
+            self._begin(self._waiting.popleft())
+        for resolution in self._wanted.pop(key):
+            resolution.answer(answer)
+
+
+def literal(host: str, port: int) -> Found:
+    """Return the socket address of a host that is an address; raises OSError (an unknown interface)."""
+    found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
+    return [(entry[0], entry[4]) for entry in found]

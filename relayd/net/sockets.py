@@ -1,0 +1,109 @@
+"""What the kernel has to be told about sockets, and the errors it answers with, by name."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# A peer that left, in all the ways the kernel has of saying so: an end with a name, not a fault.
+BROKEN = frozenset({
+    errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT,
+    errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ECONNREFUSED, errno.EIO,
+    errno.EPROTO, errno.ENETRESET, errno.EACCES, errno.EPERM,
+})  # fmt: skip
+
+# accept(2): errors of the connection that was to be accepted, to be treated like EAGAIN.
+ACCEPT_AGAIN = frozenset({
+    errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.ENETDOWN, errno.EPROTO, errno.ENOPROTOOPT,
+    errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EPERM,
+    errno.ETIMEDOUT,
+})  # fmt: skip
+
+# The process or the host has no more of something; it will come back, so wait instead of spinning.
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: close sends RST, socket(7)
+
+# TCP_USER_TIMEOUT (tcp(7)) also kills a living peer whose window is closed. It stands above our own
+# stall timer by this factor so that ours, which can give the reason, is the one that fires.
+_USER_TIMEOUT_FACTOR = 1.25
+
+
+@dataclass(frozen=True)
+class Keepalive:
+    """Seconds of silence before the first probe, seconds between probes, probes; tcp(7)."""
+
+    idle: int
+    interval: int
+    probes: int
+
+
+@dataclass(frozen=True)
+class SocketOptions:
+    """How a stream socket is set up. Sizes in bytes, times in seconds; 0 and None: the kernel's own."""
+
+    nodelay: bool = True
+    keepalive: Keepalive | None = None
+    stall_timeout: float = 0.0
+    send_buffer: int = 0
+    receive_buffer: int = 0
+
+    def apply_sizes(self, sock: socket.socket) -> None:
+        """Set the buffers: before connect or listen, for the window scale is settled in the handshake."""
+        if self.send_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer)
+        if self.receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
+
+    def apply(self, sock: socket.socket) -> None:
+        """Set what belongs on a connected socket."""
+        if sock.family == socket.AF_UNIX:
+            return  # no packets, no dead peers: the kernel knows both ends
+        if self.nodelay:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.keepalive:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive.idle)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self.keepalive.interval)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, self.keepalive.probes)
+        if self.stall_timeout:
+            milliseconds = int(self.stall_timeout * _USER_TIMEOUT_FACTOR * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with RST: what the peer has not been sent is forgotten, and the peer sees an error."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, *BROKEN):  # EINVAL: the peer has reset it already
+            raise
+    finally:
+        sock.close()
+
+
+def error_name(code: int) -> str:
+    """Return the errno's name as the manual pages have it, ECONNREFUSED."""
+    return errno.errorcode.get(code, f"errno {code}")
+
+
+def name_of(call: Callable[[], Any]) -> Any:
+    """Return what getsockname or getpeername answers, None where the connection is gone already."""
+    try:
+        return call()
+    except OSError:
+        return None
+
+
+def show_name(name: Any) -> str:
+    """Return a socket's name as it is shown in logs: 10.0.0.7:51344, [::1]:80, unix:/path."""
+    if isinstance(name, tuple):
+        host, port = name[0], name[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if isinstance(name, bytes):
+        name = name.decode("utf-8", "backslashreplace")
+    return f"unix:{name}" if name else "unix"

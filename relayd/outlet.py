@@ -1,0 +1,208 @@
+"""The destination ends of a relay: links, each with a sink that the pipeline feeds.
+
+`ClientsOutlet` is a listening end: every client that comes has a sink of its own, for as long as it
+stays.  `KeptOutlet` is one address that is connected to: its one sink outlives the links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from relayd.endpoints.endpoint import Endpoint, LinkTransport
+from relayd.net.reactor import Reactor
+from relayd.net.transport import Transport, TransportProtocol
+from relayd.observe.counters import Counters
+from relayd.observe.log import BoundLog
+from relayd.pipeline import Pipeline
+from relayd.returnpath import ReturnPath
+from relayd.sink import Sink, SinkSettings
+from relayd.trial import HalfCloseTrial
+
+
+class DestinationLink:
+    """One destination's connection: it takes the stream, and may send something back."""
+
+    __slots__ = ("_outlet", "dropped_before", "endpoint", "peer", "sent_before", "sink", "transport")
+
+    def __init__(self, outlet: Outlet, endpoint: Endpoint, transport: LinkTransport, sink: Sink) -> None:
+        self._outlet = outlet
+        self.endpoint = endpoint
+        self.transport = transport
+        self.sink = sink
+        self.peer = endpoint.peer_name(transport)
+        self.sent_before = sink.sent
+        self.dropped_before = sink.dropped
+
+    def data_received(self, data: bytes) -> None:
+        self._outlet.return_path.received(self, data)
+
+    def eof_received(self) -> None:
+        self._outlet.half_closed(self)
+
+    def ready_to_send(self) -> None:
+        self.sink.flush()
+
+    def connection_lost(self, reason: str) -> None:
+        self._outlet.link_lost(self, reason)
+
+    def pause_reading(self) -> None:
+        self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self.transport.resume_reading()
+
+
+class Outlet:
+    """What both kinds of destination end have in common."""
+
+    role = "destination"  # what the peer is called in the log
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        pipeline: Pipeline,
+        sinks: SinkSettings,
+        return_path: ReturnPath,
+        counters: Counters,
+        log: BoundLog,
+        changed: Callable[[], None],
+    ) -> None:
+        """`changed()` is called after each link that came or went."""
+        self.links: dict[DestinationLink, None] = {}
+        self.return_path = return_path
+        self._reactor = reactor
+        self._pipeline = pipeline
+        self._sinks = sinks
+        self._counters = counters
+        self._log = log
+        self._changed = changed
+
+    # -- what the kinds differ in -----------------------------------------------------------------
+
+    def _sink_for_link(self) -> Sink:
+        """Return the sink that a new link is to drain."""
+        raise NotImplementedError
+
+    def _sink_left(self, sink: Sink) -> None:
+        """The link that drained the sink is gone."""
+        raise NotImplementedError
+
+    def half_closed(self, link: DestinationLink) -> None:
+        """The link will send nothing more; it may still receive."""
+        self.return_path.left(link)
+
+    # -- for endpoints --------------------------------------------------------------------------
+
+    def refusal(self) -> str:
+        """Return why no further link may come in now: there is no reason of the outlet's own."""
+        return ""
+
+    def link_made(self, transport: LinkTransport, endpoint: Endpoint) -> TransportProtocol:
+        """A destination has come up; it gets the stream from the next record on."""
+        sink = self._sink_for_link()
+        link = DestinationLink(self, endpoint, transport, sink)
+        self.links[link] = None
+        self._counters.destination_links += 1
+        self._log.info("connected", **{self.role: link.peer})
+        self.return_path.joined(link)
+        sink.attach(transport)
+        self._changed()
+        return link
+
+    # -- for links ------------------------------------------------------------------------------
+
+    def link_lost(self, link: DestinationLink, reason: str) -> None:
+        """The link's descriptor is closed."""
+        del self.links[link]
+        self.return_path.left(link)
+        sink = link.sink
+        sink.detach()
+        self._sink_left(sink)
+        transport = link.transport
+        self._log.info(
+            "closed",
+            **{self.role: link.peer},
+            reason=reason,
+            sent=sink.sent - link.sent_before,
+            dropped=sink.dropped - link.dropped_before,
+            up=round(self._reactor.now - transport.since, 1),
+        )
+        link.endpoint.link_lost(transport, reason)
+        self._changed()
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def finish(self, reason: str) -> None:
+        """Close every link once all that waits for it is sent."""
+        for link in self.links:
+            link.sink.finish(reason)
+
+    def abort(self) -> None:
+        """Reset every link."""
+        for link in self.links:
+            link.transport.abort("stopped")
+
+
+class ClientsOutlet(Outlet):
+    """A listening destination: any number of clients."""
+
+    role = "client"
+
+    def _sink_for_link(self) -> Sink:
+        sink = Sink(self._sinks)
+        self._pipeline.sinks[sink] = None
+        return sink
+
+    def _sink_left(self, sink: Sink) -> None:
+        del self._pipeline.sinks[sink]
+        self._counters.bytes_out += sink.sent
+        self._counters.dropped += sink.dropped
+        self._counters.repeated += sink.repeated
+
+
+class KeptOutlet(Outlet):
+    """One address that is connected to, and its sink, which is fed whether or not a link is up."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        pipeline: Pipeline,
+        sinks: SinkSettings,
+        return_path: ReturnPath,
+        counters: Counters,
+        log: BoundLog,
+        changed: Callable[[], None],
+        patience: float,
+    ) -> None:
+        """`patience`: seconds that a half-closed link with nothing to send is kept, see HalfCloseTrial."""
+        super().__init__(reactor, pipeline, sinks, return_path, counters, log, changed)
+        self._patience = patience
+        self._trial: HalfCloseTrial | None = None
+        self.sink = Sink(sinks)
+        pipeline.sinks[self.sink] = None
+
+    def _sink_for_link(self) -> Sink:
+        return self.sink
+
+    def _sink_left(self, sink: Sink) -> None:
+        self._end_trial()
+
+    def half_closed(self, link: DestinationLink) -> None:
+        super().half_closed(link)
+        transport = cast(Transport, link.transport)  # nothing else than a socket half-closes
+        self._trial = HalfCloseTrial(
+            self._reactor, self.sink, transport, self._patience, gone=lambda: transport.close("eof")
+        )
+
+    def finish(self, reason: str) -> None:
+        if self._trial is not None:
+            self._end_trial()
+            for link in self.links:
+                self.sink.attach(link.transport)
+        super().finish(reason)
+
+    def _end_trial(self) -> None:
+        if self._trial is not None:
+            self._trial.cancel()
+            self._trial = None

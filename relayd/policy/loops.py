@@ -1,0 +1,85 @@
+"""Finding streams that would run in a circle through this process.
+
+Data flow between relays is a graph: an edge from A to B where a link leaves A and enters B.  A chain
+is legal, a circle multiplies the same bytes for ever.  A TCP link of our own is recognised by its
+name: the connecting end notes its local address before the peer can see it, and the accepting end
+looks for it among the peers that come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of one relay."""
+
+    relay: str
+    is_source: bool
+
+
+def flow(connecting: End, listening: End) -> tuple[str, str] | None:
+    """Return (from, to) of the data between a connecting and a listening end, None if none flows."""
+    if connecting.is_source == listening.is_source:
+        return None  # two sources or two destinations: neither feeds the other
+    if connecting.is_source:
+        return listening.relay, connecting.relay
+    return connecting.relay, listening.relay
+
+
+def reaches(edges: Iterable[tuple[str, str]], start: str, goal: str) -> bool:
+    """Whether `goal` can be reached from `start` along the edges; a node reaches itself."""
+    following: dict[str, list[str]] = {}
+    for origin, target in edges:
+        following.setdefault(origin, []).append(target)
+    seen = {start}
+    waiting = [start]
+    while waiting:
+        node = waiting.pop()
+        if node == goal:
+            return True
+        fresh = [target for target in following.get(node, ()) if target not in seen]
+        seen.update(fresh)
+        waiting.extend(fresh)
+    return False
+
+
+class LoopGuard:
+    """The links of this process that begin and end in it, while they live.
+
+    A name is what getsockname gives at the connecting end and accept at the listening one.
+    """
+
+    def __init__(self) -> None:
+        self._dialled: dict[Hashable, End] = {}
+        self._edges: dict[Hashable, tuple[str, str]] = {}
+
+    def dialled(self, name: Hashable, end: End) -> None:
+        """A connecting end has taken the local address `name`."""
+        self._dialled[name] = end
+
+    def hung_up(self, name: Hashable) -> None:
+        """The connecting end of `name` is gone."""
+        self._dialled.pop(name, None)
+
+    def admits(self, name: Hashable, end: End) -> bool:
+        """Whether a peer called `name` may come in at `end`; one that closes a circle may not."""
+        origin = self._dialled.get(name)
+        edge = flow(origin, end) if origin else None
+        if edge is None:
+            return True
+        if reaches(self._edges.values(), edge[1], edge[0]):
+            return False
+        self._edges[name] = edge
+        return True
+
+    def left(self, name: Hashable) -> None:
+        """The accepted peer called `name` is gone."""
+        self._edges.pop(name, None)
+
+    @property
+    def edges(self) -> Mapping[Hashable, tuple[str, str]]:
+        """The flows between relays of this process, by the name of the link that carries them."""
+        return self._edges

@@ -1,0 +1,1 @@
+"""Life as a Unix process: signals, limits, standard descriptors.  Nobody else touches them."""

@@ -1,0 +1,60 @@
+"""Is a destination that half-closed still there?
+
+A FIN from a server says either "I shall send nothing, go on" (`ncat -l --recv-only`) or "I am gone"
+(a restart).  The kernel can tell them apart only by an answer to new data: a peer that is gone
+answers RST, one that is there acknowledges.  So the next bytes are sent on trial, kept until they
+are acknowledged, and nothing is lost if they never are.  With nothing to send for a while the link
+is given up, because then reconnecting costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from relayd.net.reactor import Reactor, TimerHandle
+from relayd.net.transport import Transport
+from relayd.sink import Sink
+
+# How often to look for data to try with and for its acknowledgement, in seconds: a round trip.
+_LOOK = 0.05
+
+
+class HalfCloseTrial:
+    """Holds a sink back from a half-closed link until the peer has acknowledged something new."""
+
+    def __init__(
+        self, reactor: Reactor, sink: Sink, transport: Transport, patience: float, gone: Callable[[], None]
+    ) -> None:
+        """After `patience` seconds with nothing to try with, `gone()` is called."""
+        self._reactor = reactor
+        self._sink = sink
+        self._transport = transport
+        self._patience = patience
+        self._gone = gone
+        self._began = reactor.now
+        self._tried = 0  # bytes sent on trial, and still in the queue
+        self._timer: TimerHandle | None = None
+        sink.detach()
+        transport.watch_writing(False)
+        self._look()
+
+    def cancel(self) -> None:
+        """The link is gone, or no longer on trial."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if not self._transport.open:
+            return
+        if self._tried and not self._transport.unacknowledged():
+            self._sink.record_sent(self._tried)
+            self._sink.attach(self._transport)
+            return
+        if not self._tried and self._sink.queue.size:
+            self._tried = self._transport.send(self._sink.queue.buffers()[0])
+        if not self._tried and self._reactor.now - self._began >= self._patience:
+            self._gone()
+            return
+        self._timer = self._reactor.call_later(_LOOK, self._look)

@@ -1,0 +1,1 @@
+"""What bytes mean: where a record ends.  No sockets, no clock."""

@@ -1,0 +1,136 @@
+"""Framers find record borders; they never change a byte.
+
+A framer is fed what was read and hands back one run of whole records, as large as it can be, and
+keeps the rest for the next read.  It does not look for the borders inside the run: for lines one
+`rfind` finds the last border, whatever the number of records before it.  Only when a run has to be
+cut (a link was lost in the middle of one) does anybody look for a border inside, with `border_before`.
+
+Bytes that belong to no record are left out and counted in `unframed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Framer(Protocol):
+    """The state of one stream's framing."""
+
+    unframed: int  # bytes left out so far, because they belong to no whole record
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what was read; return the run of whole records that is now complete, or b''."""
+
+    def reset(self) -> int:
+        """The stream has ended: throw the record that was cut short away; return its bytes."""
+
+
+class RawFramer:
+    """No records: what comes goes on at once, any border will do."""
+
+    def __init__(self, max_record: int) -> None:
+        self.unframed = 0
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def reset(self) -> int:
+        return 0
+
+
+class LineFramer:
+    """Records end with LF (and so with CR LF): NMEA 0183, AIS, SBS, CSV and most of what is text."""
+
+    def __init__(self, max_record: int) -> None:
+        """`max_record` bytes, the LF included, is the longest line that is handed on."""
+        self.unframed = 0
+        self._max_record = max_record
+        self._tail = bytearray()
+        self._skipping = False  # inside a line that was longer than max_record
+
+    def feed(self, data: bytes) -> bytes:
+        end = data.rfind(b"\n") + 1
+        if not end:
+            self._keep(data)
+            return b""
+        if self._tail or self._skipping:
+            run = self._finish_line(data, end)
+        else:
+            run = data if end == len(data) else data[:end]
+        if end < len(data):
+            self._keep(data[end:])
+        return run if len(run) <= self._max_record else self._without_long_lines(run)
+
+    def reset(self) -> int:
+        lost = len(self._tail)
+        self.unframed += lost
+        self._tail.clear()
+        self._skipping = False
+        return lost
+
+    def _keep(self, data: bytes) -> None:
+        if self._skipping:
+            self.unframed += len(data)
+            return
+        self._tail += data
+        if len(self._tail) > self._max_record:
+            self.unframed += len(self._tail)
+            self._tail.clear()
+            self._skipping = True
+
+    def _finish_line(self, data: bytes, end: int) -> bytes:
+        """Return the lines up to `end`, the one begun in earlier reads in front."""
+        if not self._skipping:
+            run = b"".join((self._tail, memoryview(data)[:end]))
+            self._tail.clear()
+            return run
+        begin = data.find(b"\n") + 1
+        self.unframed += begin
+        self._skipping = False
+        return data[begin:end]
+
+    def _without_long_lines(self, run: bytes) -> bytes:
+        """Leave out the lines over `max_record`, stepping over as many good ones at once as can be."""
+        kept = []
+        begin = good = 0  # run[begin:good] is whole lines of a right length
+        while len(run) - good > self._max_record:
+            border = run.rfind(b"\n", good, good + self._max_record) + 1
+            if border:
+                good = border
+                continue
+            kept.append(run[begin:good])
+            begin = run.find(b"\n", good) + 1
+            self.unframed += begin - good
+            good = begin
+        return run if not begin and not kept else b"".join((*kept, run[begin:]))
+
+
+def raw_border_before(chunk: bytes, offset: int) -> int:
+    """Any place is a border: the stream goes on at the first byte that was not sent."""
+    return offset
+
+
+def line_border_before(chunk: bytes, offset: int) -> int:
+    """Return the start of the line that holds `chunk[offset]`."""
+    return chunk.rfind(b"\n", 0, offset) + 1
+
+
+@dataclass(frozen=True)
+class Framing:
+    """One row of the choices for `framing`."""
+
+    name: str
+    framer: Callable[[int], Framer]  # max_record in bytes -> a framer for one stream
+    border_before: Callable[[bytes, int], int]  # the last record border of a run at or before an offset
+    help: str
+
+
+FRAMINGS = {
+    framing.name: framing
+    for framing in (
+        Framing("raw", RawFramer, raw_border_before, "bytes as they come; no records"),
+        Framing("line", LineFramer, line_border_before, "records end with LF: NMEA 0183, AIS, SBS, CSV"),
+    )
+}

@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print(_HELP % _key_list())
     if "--version" in arguments.flags:
         return _print(f"relayd {__version__}\n")
+    if arguments == _Arguments():
+        return _complain(["SOURCE and DESTINATION, or --config FILE, are missing; relayd --help has examples"], 2)
     try:
         config = _load(arguments, os.environ)
         if "--check" in arguments.flags:
@@ -189,13 +191,6 @@ def _check_combination(arguments: _Arguments) -> None:
         return
     for word in words[2:]:
         problems.append(Problem("is one word too many after SOURCE and DESTINATION", word))
-    if not words and not arguments.options and not arguments.flags:
-        problems.append(
-            Problem(f"SOURCE and DESTINATION, or --config FILE, are missing; usage: {_USAGE.splitlines()[0]}")
-        )
-        return
-    for missing in ("SOURCE", "DESTINATION")[len(words) :]:
-        problems.append(Problem("is missing; relayd --help has examples", missing))
 
 
 def _load(arguments: _Arguments, environ: Mapping[str, str]) -> Config:
@@ -212,8 +207,7 @@ def _load(arguments: _Arguments, environ: Mapping[str, str]) -> Config:
     try:
         config = load()
     except ConfigError as error:
-        problems += [problem for problem in error.problems if problem.text not in {known.text for known in problems}]
-        raise ConfigError(problems) from None
+        raise ConfigError([*problems, *error.problems]) from None
     if problems:
         raise ConfigError(problems)
     return config
@@ -227,8 +221,9 @@ def _key_list() -> str:
 
 
 def _key_line(key: Key) -> str:
-    default = key.default_help.replace("`", "") or key.default
-    return f"{key.name} = {default}".ljust(30) + f"  {key.help}".replace("`", "")
+    default = "" if key.default_help else f" = {key.default}"
+    depends = f" ({key.default_help})" if key.default_help else ""
+    return f"{key.name}{default}".ljust(24) + f"  {key.help}{depends}".replace("`", "")
 
 
 def _effective(config: Config) -> str:

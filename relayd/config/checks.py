@@ -18,12 +18,6 @@ Complaint = Callable[[str, str, str], None]  # (relay, key, what is wrong)
 
 def check_relay(relay: RelayConfig, complain: Complaint) -> None:
     """Check one relay's values against each other."""
-    ends = (("source", relay.source, relay.source_role), ("destination", relay.destination, relay.destination_role))
-    for key, addresses, role in ends:
-        for address in addresses:
-            problem = _address_problem(address, key, role)
-            if problem:
-                complain(relay.name, key, problem)
     if relay.framing != "raw" and relay.buffer < relay.max_record:
         complain(relay.name, "buffer", "is smaller than max_record, so the longest record would never fit")
     for allow, deny in (("allow", "deny"), ("source_allow", "source_deny")):
@@ -31,7 +25,8 @@ def check_relay(relay: RelayConfig, complain: Complaint) -> None:
             complain(relay.name, deny, f"{network} is allowed and denied; take one of the two out")
 
 
-def _address_problem(address: Address, key: str, role: str) -> str:
+def address_problem(address: Address, key: str, role: str) -> str:
+    """Return why the address cannot stand under `key` in that role, "" where it can."""
     try:
         if isinstance(address, ReplayAddress):
             if key == "destination":

@@ -63,7 +63,7 @@ RELAY_KEYS = _table(
         "second_source", kinds.choice(("replace", "refuse")), "replace",
         "a second source that comes in: it replaces the first, or is refused", only_for="source listen",
     ),
-    Key("on_source_loss", kinds.choice(("keep", "close")), "keep", "destination links without a source: kept, or closed"),
+    Key("on_source_loss", kinds.choice(("keep", "close")), "keep", "what happens to destination links then"),
     Key("source_idle", kinds.duration(), "0", "a source that sends nothing for that long is closed; 0: never"),
     Key("buffer", kinds.size(4096, 4 * 1024**3), "4M", "what may wait for one destination link, in bytes"),
     Key(

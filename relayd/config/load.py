@@ -20,6 +20,8 @@ RELAYS_MAX = 4096
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # it stands in logs, file names and on terminals
 _COMMAND_LINE_RELAY = "relay"
 
+_WRONG = object()  # stands for a value that could not be made out, and was complained of
+
 Entries = Mapping[str, "tuple[str, str]"]  # key -> (value as written, place)
 
 
@@ -44,10 +46,8 @@ def load_file(path: str, environ: Mapping[str, str]) -> Config:
 
 def load_command_line(options: Sequence[tuple[str, str, str]], environ: Mapping[str, str]) -> Config:
     """Return the configuration of one relay from (key, value, word on the command line); raises ConfigError."""
-    loader = _Loader(environ)
-    entries: dict[str, tuple[str, str]] = {}
-    for key, value, word in options:
-        entries[key] = (value, word)
+    loader = _Loader(environ, of_words=True)
+    entries = {key: (value, word) for key, value, word in options}
     directory = os.getcwd()
     values = loader.values({}, DAEMON_KEYS, "", directory)
     values.pop("include")
@@ -55,17 +55,25 @@ def load_command_line(options: Sequence[tuple[str, str, str]], environ: Mapping[
     return loader.finish(values, [relay] if relay else [], "")
 
 
+def _position(problem: Problem) -> tuple[str, int]:
+    """Return where a problem stands, so that those of a file come in the order of its lines."""
+    path, _, line = problem.place.rpartition(":")
+    return (path, int(line)) if line.isdigit() else ("", 0)
+
+
 class _Loader:
     """One load: collects problems instead of stopping at the first."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], of_words: bool = False) -> None:
+        """`of_words`: what is loaded is a command line, where the word says which key is meant."""
         self._environ = environ
+        self._of_words = of_words
         self.problems: list[Problem] = []
         self._places: dict[tuple[str, str], str] = {}  # (relay, key) -> where its value stands
 
     def complain(self, text: str, place: str, relay: str = "", key: str = "") -> None:
         """Note a problem; the same one is told once."""
-        problem = Problem(text, place, relay, key)
+        problem = Problem(text, place) if self._of_words else Problem(text, place, relay, key)
         if problem not in self.problems:
             self.problems.append(problem)
 
@@ -73,14 +81,13 @@ class _Loader:
         """Check the whole; raises ConfigError where anything is wrong."""
 
         def complain(relay: str, key: str, text: str) -> None:
-            place = self._places.get((relay, key)) or self._places.get((relay, ""), path)
-            self.complain(text, place, relay if path else "", "" if place == key else key)
+            self.complain(text, self._places.get((relay, key)) or self._places.get((relay, ""), path), relay, key)
 
         for relay in relays:
             checks.check_relay(relay, complain)
         checks.check_together([relay for relay in relays if relay.enabled], complain)
         if self.problems:
-            raise ConfigError(self.problems)
+            raise ConfigError(sorted(self.problems, key=_position))
         return Config(relays=tuple(relays), path=path, **values)
 
     # -- files ----------------------------------------------------------------------------------
@@ -141,7 +148,9 @@ class _Loader:
         """Return the relays that can be made of the sections."""
         relays = []
         places: dict[str, str] = {}
-        self._check_defaults(defaults)
+        # A mistake in [defaults] is told there once, not in every relay.
+        sound = self.values(defaults, RELAY_KEYS, "", os.getcwd(), required=False)
+        defaults = {name: entry for name, entry in defaults.items() if name in sound}
         for section in sections:
             kind, _, name = section.name.partition(" ")
             if kind != "relay" or not _NAME.fullmatch(name):
@@ -157,44 +166,48 @@ class _Loader:
             self.complain(f"{len(places)} relays; one daemon runs {RELAYS_MAX} at most", sections[0].place)
         return relays
 
-    def _check_defaults(self, defaults: Entries) -> None:
-        """A mistake in [defaults] is told there once, not in every relay."""
-        self.values(defaults, RELAY_KEYS, "", os.getcwd(), required=False)
-
     def relay(self, name: str, place: str, entries: Entries, defaults: Entries, directory: str) -> RelayConfig | None:
         """Return one relay's settings, None where they cannot be made out."""
-        before = len(self.problems)
-        shown = name if place else ""
         self._places[name, ""] = place
-        known = {key: value for key, value in defaults.items() if key in RELAY_KEYS}
-        values = self.values({**known, **entries}, RELAY_KEYS, shown, directory, owner=name)
-        if len(self.problems) > before:
-            return None
-        for key in ("source", "destination"):
+        given = {**defaults, **entries}
+        values = self.values(given, RELAY_KEYS, name, directory)
+        for key in {"source", "destination"} & values.keys():
             values[key] = tuple(rebased(address, directory) for address in values[key])
+        if "mode" in values:
+            self._check_roles(values, entries, name)
+        if len(values) < len(RELAY_KEYS):
+            return None
+        values = {RELAY_KEYS[key].field: value for key, value in values.items()}
         if values["dump_file"]:
             values["dump_file"] = os.path.normpath(os.path.join(directory, values["dump_file"]))
-        self._check_effect(entries, values["mode"], shown)
-        secrets = frozenset(key for key, (text, _) in {**known, **entries}.items() if is_secret(text))
+        secrets = frozenset(key for key, (text, _) in given.items() if is_secret(text))
         return RelayConfig(name=name, secret_keys=secrets, **values)
 
-    def _check_effect(self, entries: Entries, mode: str, relay: str) -> None:
-        """A key that has no effect in this mode is an error: whoever wrote `deny` counts on it."""
-        source, destination = MODES[mode]
-        ends = (f"source {source}", f"destination {destination}")
+    def _check_roles(self, values: Mapping[str, Any], entries: Entries, relay: str) -> None:
+        """Hold the addresses, and the keys that one role alone has, against the roles of the mode."""
+        mode = values["mode"]
+        roles = dict(zip(("source", "destination"), MODES[mode], strict=True))
+        for end, role in roles.items():
+            for address in values.get(end, ()):
+                problem = checks.address_problem(address, end, role)
+                if problem:
+                    self.complain(problem, self._places[relay, end], relay, end)
+        # A key without effect is an error: whoever wrote `deny` counts on it.
         for name, (_, place) in entries.items():
-            only_for = RELAY_KEYS[name].only_for
-            if only_for and only_for not in ends:
+            only_for = RELAY_KEYS[name].only_for if name in RELAY_KEYS else ""
+            if only_for and only_for not in (f"{end} {role}" for end, role in roles.items()):
                 end, _, role = only_for.partition(" ")
-                self._complain_of(f"has no effect in mode {mode}, whose {end} does not {role}", place, relay, name)
+                self.complain(f"has no effect in mode {mode}, whose {end} does not {role}", place, relay, name)
 
     # -- values ---------------------------------------------------------------------------------
 
     def values(
-        self, entries: Entries, table: Mapping[str, Key], relay: str, directory: str,
-        owner: str = "", required: bool = True,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Return the table's values by attribute, of the entries or by default; what is wrong is left out."""
+        self, entries: Entries, table: Mapping[str, Key], relay: str, directory: str, required: bool = True
+    ) -> dict[str, Any]:
+        """Return the table's values by key, of the entries or by default; what is wrong is left out.
+
+        Without `required` only what the entries have is returned.
+        """
         for name, (_, place) in entries.items():
             if name not in table:
                 self._complain_of_unknown(name, table, place, relay)
@@ -202,32 +215,33 @@ class _Loader:
         for name, key in table.items():
             if name in entries:
                 text, place = entries[name]
-                self._places[owner, name] = place
+                self._places[relay, name] = place
                 value = self._value(key, text, place, relay, directory)
             elif not required:
                 continue
             elif key.default is None:
-                self.complain("is missing; every relay needs one", self._places[owner, ""], relay, name)
-                value = None
+                place = name.upper() if self._of_words else self._places[relay, ""]
+                self.complain("is missing; every relay needs one", place, relay, name)
+                continue
             else:
                 value = self._default(key, values)
-            if value is not None or key.name == "keepalive":
+            if value is not _WRONG:
                 values[name] = value
-        return {table[name].field: value for name, value in values.items()}
+        return values
 
     def _value(self, key: Key, text: str, place: str, relay: str, directory: str) -> Any:
         try:
             expanded = expand(text, self._environ, directory)
         except ValueError as error:
-            self._complain_of(str(error), place, relay, key.name)
-            return None
+            self.complain(str(error), place, relay, key.name)
+            return _WRONG
         try:
             return key.kind.read(expanded)
         except ValueError as error:
             # What a secret file holds must not come out in a message either.
             what = f"what the file holds is no {key.kind.name}" if is_secret(text) else str(error)
-            self._complain_of(what, place, relay, key.name)
-            return None
+            self.complain(what, place, relay, key.name)
+            return _WRONG
 
     def _default(self, key: Key, values: Mapping[str, Any]) -> Any:
         if not key.default_help:
@@ -235,16 +249,13 @@ class _Loader:
         if not {"mode", "source", "destination"} <= values.keys() or (
             key.name == "stall_timeout" and "overflow" not in values
         ):
-            return None  # what it depends on is wrong, and said
+            return _WRONG  # what it depends on is wrong, and that is said
         return key.kind.read(dependent_default(key.name, values))
-
-    def _complain_of(self, text: str, place: str, relay: str, key: str) -> None:
-        self.complain(text, place, relay, "" if place.endswith(key) else key)
 
     def _complain_of_unknown(self, name: str, table: Mapping[str, Key], place: str, relay: str) -> None:
         other = DAEMON_KEYS if table is RELAY_KEYS else RELAY_KEYS
         if name in other:
             where = "[relayd] of a configuration file" if other is DAEMON_KEYS else "[defaults] or a [relay NAME]"
-            self._complain_of(f"belongs into {where}", place, relay, name)
+            self.complain(f"belongs into {where}", place, relay, name)
         else:
-            self._complain_of(f"unknown key{did_you_mean(name, table)}", place, relay, name)
+            self.complain(f"unknown key{did_you_mean(name, table)}", place, relay, name)

@@ -131,7 +131,7 @@ class _Builder:
         for address in config.destination:
             outlet = KeptOutlet(
                 reactor, self._forward, sinks, back, self._counters, self._log, relay.links_changed,
-                patience=config.linger_timeout,
+                str(address), patience=config.linger_timeout,
             )  # fmt: skip
             ends.append((outlet, self._endpoint([address], config.destination_role, outlet, is_source=False)))
         return ends

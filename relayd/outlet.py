@@ -138,6 +138,10 @@ class Outlet:
         for link in self.links:
             link.sink.finish(reason)
 
+    def stop(self) -> None:
+        """Close every link, for there will be no other."""
+        self.finish("stopped")
+
     def abort(self) -> None:
         """Reset every link."""
         for link in self.links:
@@ -173,13 +177,18 @@ class KeptOutlet(Outlet):
         counters: Counters,
         log: BoundLog,
         changed: Callable[[], None],
+        address: str,
         patience: float,
     ) -> None:
-        """`patience`: seconds that a half-closed link with nothing to send is kept, see HalfCloseTrial."""
+        """`address` is for the log. `patience`: seconds that a half-closed link is kept when there is
+        nothing to send, see HalfCloseTrial.
+        """
         super().__init__(reactor, pipeline, sinks, return_path, counters, log, changed)
+        self._address = address
         self._patience = patience
         self._trial: HalfCloseTrial | None = None
-        self.sink = Sink(sinks)
+        self._stopping = False
+        self.sink = Sink(sinks, self._overflowed)
         pipeline.sinks[self.sink] = None
 
     def _sink_for_link(self) -> Sink:
@@ -187,6 +196,8 @@ class KeptOutlet(Outlet):
 
     def _sink_left(self, sink: Sink) -> None:
         self._end_trial()
+        if self._stopping:
+            sink.drop_queue()
 
     def half_closed(self, link: DestinationLink) -> None:
         super().half_closed(link)
@@ -201,6 +212,16 @@ class KeptOutlet(Outlet):
             for link in self.links:
                 self.sink.attach(link.transport)
         super().finish(reason)
+
+    def stop(self) -> None:
+        self._stopping = True
+        super().stop()
+        if not self.links and self.sink.queue.size:
+            self._log.warning("undelivered", destination=self._address, dropped=self.sink.queue.size)
+            self.sink.drop_queue()
+
+    def _overflowed(self, dropped: int) -> None:
+        self._log.burst("overflow", destination=self._address, dropped=dropped, reason="down")
 
     def _end_trial(self) -> None:
         if self._trial is not None:

@@ -77,7 +77,7 @@ class Relay:
         self.stop_endpoints()
         self._inlet.finish()
         for outlet in self._outlets:
-            outlet.finish("stopped")
+            outlet.stop()
         self.links_changed()
 
     def abort(self) -> None:

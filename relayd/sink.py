@@ -63,12 +63,14 @@ class Sink:
     """One destination's way out. At every moment: put == sent - repeated + dropped + queue.size."""
 
     __slots__ = (
-        "_closing", "_ended", "_progress", "_settings", "_stall_timer", "_transport",
+        "_closing", "_ended", "_overflowed", "_progress", "_settings", "_stall_timer", "_transport",
         "dropped", "queue", "repeated", "sent",
     )  # fmt: skip
 
-    def __init__(self, settings: SinkSettings) -> None:
+    def __init__(self, settings: SinkSettings, overflowed: Callable[[int], None] | None = None) -> None:
+        """`overflowed(bytes)` is told when the queue was emptied while there was no link to cut."""
         self._settings = settings
+        self._overflowed = overflowed
         self._transport: Outgoing | None = None
         self._closing = ""  # the reason, once the link is to be closed when the queue is empty
         self._ended = False  # the one link of a sink that is not kept was closed
@@ -134,10 +136,13 @@ class Sink:
         self.queue.append(chunk)
 
     def _cut(self) -> None:
+        before = self.dropped
         self.drop_queue()
         if self._transport is not None:
             self._transport.abort("slow")
             self._let_go()
+        elif self._overflowed is not None:
+            self._overflowed(self.dropped - before)
 
     # -- the link -------------------------------------------------------------------------------
 

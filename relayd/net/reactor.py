@@ -150,8 +150,8 @@ class Reactor:
     # -- time -----------------------------------------------------------------------------------
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> TimerHandle:
-        """Call `callback` once, `delay` seconds from now or a little later."""
-        handle = TimerHandle(self, self.now + delay, callback)
+        """Call `callback` once, `delay` seconds from now (the clock's, not the turn's) or a little later."""
+        handle = TimerHandle(self, self._clock() + delay, callback)
         heapq.heappush(self._timers, (handle.when, next(self._sequence), handle))
         return handle
 

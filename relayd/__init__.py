@@ -9,11 +9,15 @@ The path of one byte:
 
 Who is who, in the order of reading:
 
-    cli.py          argv -> a command and an exit status
-    process/        life as a Unix process: the runner, signals, limits
-    service.py      Service: one reactor, all relays; open, start, stop
+    cli.py          relayd: argv -> a command and an exit status
+    relayctl.py     relayctl: asks a running daemon;  statustable.py  what it prints
+    process/        life as a Unix process: runner, daemon, pidfile, privileges, signals, reload, systemd
+    controller.py   the control socket's protocol and server
+    service.py      Service: one reactor, all relays; start, reload, stop, status
+    reload.py       what a new configuration changes: a pure difference
     build.py        configuration -> objects: the one module that knows every concrete class
     relay.py        Relay: a source end, a pipeline each way, destination ends
+    status.py       what the ends look like from outside
     inlet.py        the source end: at most one live link
     outlet.py       a destination end: clients that come, or one address that is connected to
     endpoints/      how links come to be: listen, connect, replay
@@ -22,20 +26,21 @@ Who is who, in the order of reading:
     sink.py         a destination's queue and link; the fast path, overflow, stalls
     sendqueue.py    references to shared chunks, and an offset
     trial.py        whether a destination that half-closed still takes anything
-    net/            bytes in and out of descriptors: reactor, transport, connector, acceptor, resolver
+    net/            bytes in and out of descriptors: reactor, transport, connector, acceptor, listener, resolver
     wire/           what bytes mean: framing.  No sockets, no clock
     policy/         decisions: backoff, overflow, access, returns, loops.  No bytes, no sockets
-    observe/        what can be seen: log, dump, counters
+    observe/        what can be seen: log, dump, counters, lag
     config/         text -> frozen values; the one table of keys
-    address.py errors.py
+    output.py address.py errors.py
 
 Imports run one way, each line only to lines below it:
 
-    cli
-    process
-    service
-    build
+    cli, relayctl
+    process, statustable, output
+    controller, service
+    build, reload
     relay
+    status
     inlet, outlet
     endpoints, returnpath, trial
     sink
@@ -43,7 +48,8 @@ Imports run one way, each line only to lines below it:
     config
     net
     wire, policy, observe
-    address, errors
+    address
+    errors
 
 A mode is not a code path: config/ turns the word into two roles, build.py gives each role an endpoint,
 and from there on every relay is the same.  Time, randomness and name resolution are arguments, so

@@ -62,7 +62,7 @@ class ReplayAddress:
     loop: bool = False
 
     def __str__(self) -> str:
-        options = [f"rate={self.rate:g}"] if self.rate is not None else []
+        options = [f"rate={self.rate:.6f}".rstrip("0").rstrip(".")] if self.rate is not None else []
         options += ["loop=yes"] if self.loop else []
         return f"replay:{self.path}" + ("?" + "&".join(options) if options else "")
 
@@ -82,9 +82,11 @@ def parse_address(text: str) -> Address:
 def parse_addresses(text: str) -> tuple[Address, ...]:
     """Return the addresses of a comma-separated list, in its order; raises AddressError."""
     addresses = tuple(parse_address(part.strip()) for part in text.split(","))
-    for index, address in enumerate(addresses):
-        if address in addresses[:index]:
+    seen: set[Address] = set()
+    for address in addresses:
+        if address in seen:
             raise AddressError(f"'{address}' is named twice")
+        seen.add(address)
     return addresses
 
 
@@ -99,7 +101,7 @@ def check_listen(address: Address) -> None:
     """Raise AddressError where nothing can listen on the address."""
     if isinstance(address, ReplayAddress):
         raise AddressError("a replay is a connecting source; nothing can listen on it")
-    _check_scope(address)
+    _check_common(address)
     ip = address.ip if isinstance(address, TcpAddress) else None
     if ip is not None and ip.is_multicast:
         raise AddressError(f"{ip} is a multicast address; a byte stream has one address of this machine")
@@ -107,7 +109,7 @@ def check_listen(address: Address) -> None:
 
 def check_connect(address: Address) -> None:
     """Raise AddressError where nothing can be connected to."""
-    _check_scope(address)
+    _check_common(address)
     if not isinstance(address, TcpAddress):
         return
     if not address.host:
@@ -121,7 +123,9 @@ def check_connect(address: Address) -> None:
         raise AddressError(f"{ip} is a multicast or broadcast address; a byte stream needs one host")
 
 
-def _check_scope(address: Address) -> None:
+def _check_common(address: Address) -> None:
+    if isinstance(address, UnixAddress):
+        _check_path(address.path)  # which may have been made absolute since it was read
     if not isinstance(address, TcpAddress):
         return
     ip = address.ip
@@ -161,7 +165,7 @@ def _checked_v6(host: str) -> str:
 
 
 def _checked_host(host: str) -> str:
-    labels = host.rstrip(".").split(".")
+    labels = host.removesuffix(".").split(".")
     if _looks_numeric(labels[-1]):
         try:
             return str(ipaddress.IPv4Address(host))
@@ -182,10 +186,14 @@ def _looks_numeric(label: str) -> bool:
 def _parse_unix(path: str) -> UnixAddress:
     if not path or path.startswith("@"):
         raise AddressError("a Unix socket needs a path in the file system: unix:/run/relayd/feed.sock")
+    _check_path(path)
+    return UnixAddress(path)
+
+
+def _check_path(path: str) -> None:
     size = len(os.fsencode(path))
     if size > UNIX_PATH_MAX:
-        raise AddressError(f"the path has {size} bytes; a Unix socket's may have {UNIX_PATH_MAX}")
-    return UnixAddress(path)
+        raise AddressError(f"{path} has {size} bytes; a Unix socket's path may have {UNIX_PATH_MAX}")
 
 
 def _parse_replay(text: str) -> ReplayAddress:

@@ -15,25 +15,29 @@ from relayd.endpoints.listen import Admission, ListenEndpoint
 from relayd.endpoints.replay import ReplaySettings
 from relayd.inlet import Inlet
 from relayd.net.connector import Connector, DialSettings
-from relayd.net.listener import ListenSettings
+from relayd.net.listener import ListenerPool, ListenSettings
 from relayd.net.reactor import Reactor
 from relayd.net.resolver import Resolver
 from relayd.net.sockets import SocketOptions
 from relayd.observe.counters import Counters
-from relayd.observe.dump import TO_DESTINATION, TO_SOURCE, Dump, DumpFile
+from relayd.observe.dump import Dump, DumpFile, DumpStream, DumpTarget
 from relayd.observe.log import EventLog
 from relayd.observe.writer import LossyWriter
-from relayd.outlet import ClientsOutlet, KeptOutlet, Outlet
+from relayd.outlet import ClientsOutlet, KeptOutlet
 from relayd.pipeline import Pipeline
 from relayd.policy.access import AccessList
 from relayd.policy.backoff import Backoff
 from relayd.policy.loops import End, LoopGuard
 from relayd.policy.overflow import OVERFLOW, Relief
 from relayd.policy.returns import RETURNS
-from relayd.relay import Relay
+from relayd.relay import Destination, Relay
 from relayd.returnpath import ReturnPath
-from relayd.sink import Sink, SinkSettings
+from relayd.sink import SinkSettings
 from relayd.wire.framing import FRAMINGS
+
+# Source links of one relay, those included that were replaced and are on their way out: one that is
+# replaced again and again (two feeders that fight, a loop through another daemon) must not take all descriptors.
+_SOURCES_MAX = 16
 
 
 @dataclass(frozen=True)
@@ -42,82 +46,87 @@ class Surroundings:
 
     reactor: Reactor
     resolver: Resolver
+    pool: ListenerPool
     guard: LoopGuard
     log: EventLog
     stdout: LossyWriter  # where a dump without a file goes
     max_links: int  # of one listening end: what the descriptor limit leaves room for
+    links_changed: Callable[[], None]  # a link of any relay came or went
 
 
-def build_relay(config: RelayConfig, shared: Surroundings) -> Relay:
-    """Return the relay, its ends not yet open; raises StartError where its dump file cannot be had."""
-    return _Builder(config, shared).relay()
+def build_relay(config: RelayConfig, shared: Surroundings, counters: Counters) -> Relay:
+    """Return the relay, its ends not yet open. `counters` are new, or those of the relay it follows."""
+    return _Builder(config, shared, counters).relay()
+
+
+def listen_settings(config: RelayConfig) -> ListenSettings:
+    """Return how the relay's listening ends listen."""
+    return ListenSettings(_socket_options(config), config.backlog, config.unix_mode)
+
+
+def _socket_options(config: RelayConfig) -> SocketOptions:
+    return SocketOptions(
+        nodelay=config.nodelay,
+        keepalive=config.keepalive,
+        stall_timeout=config.stall_timeout,
+        send_buffer=config.send_buffer,
+        receive_buffer=config.receive_buffer,
+    )
 
 
 class _Builder:
     """The parts of one relay on their way to each other."""
 
-    def __init__(self, config: RelayConfig, shared: Surroundings) -> None:
+    def __init__(self, config: RelayConfig, shared: Surroundings, counters: Counters) -> None:
         self._config = config
         self._shared = shared
         self._log = shared.log.bind(relay=config.name)
-        self._counters = Counters()
+        self._counters = counters
         self._framing = FRAMINGS[config.framing]
         self._forward = Pipeline()
         self._backward = Pipeline()
-        self._options = SocketOptions(
-            nodelay=config.nodelay,
-            keepalive=config.keepalive,
-            stall_timeout=config.stall_timeout,
-            send_buffer=config.send_buffer,
-            receive_buffer=config.receive_buffer,
-        )
+        self._options = _socket_options(config)
 
     def relay(self) -> Relay:
         config = self._config
-        self._add_dump()
         relay = Relay(
-            config.name, self._forward, self._counters, self._log,
+            config.name, self._forward, self._backward, self._counters,
             close_with_source=config.on_source_loss == "close", unpaced=config.unpaced,
+            changed=self._shared.links_changed,
         )  # fmt: skip
         inlet = self._inlet(relay)
-        destinations = self._destinations(relay)
         source = self._endpoint(config.source, config.source_role, inlet, is_source=True)
-        outlets = [outlet for outlet, _ in destinations]
-        relay.complete(inlet, outlets, [*(endpoint for _, endpoint in destinations), source])
+        relay.complete(inlet, source, self._destinations(relay), self._dump())
         return relay
 
     # -- what is seen -----------------------------------------------------------------------------
 
-    def _add_dump(self) -> None:
+    def _dump(self) -> Dump | None:
         config, shared = self._config, self._shared
         if config.dump == "off":
-            return
-        write: Callable[[bytes], bool] = shared.stdout.write
+            return None
+        target: DumpTarget = DumpStream(shared.stdout.write, shared.stdout.has_room)
         if config.dump_file:
-            write = DumpFile(shared.reactor, config.dump_file, config.dump_max, self._log).write
-        dump = Dump(config.name, config.dump, write, self._log)
-        self._forward.taps.append(lambda chunk, peer: dump.show(chunk, TO_DESTINATION, peer))
-        self._backward.taps.append(lambda chunk, peer: dump.show(chunk, TO_SOURCE, peer))
+            target = DumpFile(shared.reactor, config.dump_file, config.dump_max, self._log)
+        return Dump(config.name, config.dump, target, self._log)
 
     # -- the source -------------------------------------------------------------------------------
 
     def _inlet(self, relay: Relay) -> Inlet:
         config = self._config
         # What goes back is never dropped: where the source does not take it, the links are not read.
-        sink = Sink(self._sinks(self._backward, Relief.HOLD, stall_timeout=0.0, kept=True))
-        self._backward.sinks[sink] = None
+        sinks = self._sinks(self._backward, Relief.HOLD, stall_timeout=0.0, kept=True)
         return Inlet(
-            self._shared.reactor, self._forward, sink,
+            self._shared.reactor, self._forward, sinks,
             framer=lambda: self._framing.framer(config.max_record),
             counters=self._counters, log=self._log,
             replace=config.second_source == "replace", idle_timeout=config.source_idle,
-            changed=relay.links_changed, lost=relay.source_lost,
+            changed=relay.links_changed, lost=relay.source_lost, count=self._framing.count,
         )  # fmt: skip
 
     # -- the destinations -------------------------------------------------------------------------
 
-    def _destinations(self, relay: Relay) -> list[tuple[Outlet, Endpoint]]:
-        """Return the outlets, each with the endpoint that brings its links."""
+    def _destinations(self, relay: Relay) -> list[Destination]:
         config, reactor = self._config, self._shared.reactor
         kept = config.destination_role == CONNECT
         sinks = self._sinks(self._forward, OVERFLOW[config.overflow].relief, config.stall_timeout, kept)
@@ -126,20 +135,22 @@ class _Builder:
         )
         if not kept:
             clients = ClientsOutlet(reactor, self._forward, sinks, back, self._counters, self._log, relay.links_changed)
-            return [(clients, self._endpoint(config.destination, config.destination_role, clients, is_source=False))]
-        ends: list[tuple[Outlet, Endpoint]] = []
+            endpoint = self._endpoint(config.destination, config.destination_role, clients, is_source=False)
+            return [Destination(clients, endpoint)]
+        destinations = []
         for address in config.destination:
             outlet = KeptOutlet(
                 reactor, self._forward, sinks, back, self._counters, self._log, relay.links_changed,
-                str(address), patience=config.linger_timeout,
+                address, patience=config.linger_timeout,
             )  # fmt: skip
-            ends.append((outlet, self._endpoint([address], config.destination_role, outlet, is_source=False)))
-        return ends
+            endpoint = self._endpoint([address], config.destination_role, outlet, is_source=False)
+            destinations.append(Destination(outlet, endpoint))
+        return destinations
 
     def _sinks(self, pipeline: Pipeline, relief: Relief, stall_timeout: float, kept: bool) -> SinkSettings:
         return SinkSettings(
             self._shared.reactor, pipeline, self._framing.border_before, self._config.buffer,
-            relief, stall_timeout, kept,
+            relief, stall_timeout, kept, self._framing.count,
         )  # fmt: skip
 
     # -- the ends ---------------------------------------------------------------------------------
@@ -153,7 +164,7 @@ class _Builder:
         dial = DialSettings(self._options, config.connect_timeout, config.bind_source)
         return ConnectEndpoint(
             shared.reactor, addresses, Connector(shared.reactor, shared.resolver, dial, shared.guard, end),
-            ReplaySettings(config.max_record, whole=config.framing != "raw"),
+            self._options, ReplaySettings(config.max_record, whole=config.framing != "raw"),
             Backoff(config.reconnect.low, config.reconnect.high, random.random),
             config.stable_after, config.linger_timeout, shared.guard, owner, self._log,
         )  # fmt: skip
@@ -161,14 +172,14 @@ class _Builder:
     def _listening(self, addresses: Sequence[Address], owner: LinkOwner, end: End) -> Endpoint:
         config, shared = self._config, self._shared
         return ListenEndpoint(
-            shared.reactor, addresses, ListenSettings(self._options, config.backlog, config.unix_mode),
+            shared.reactor, addresses, shared.pool, listen_settings(config),
             config.linger_timeout, self._admission(end), shared.guard, end, owner, self._counters, self._log,
         )  # fmt: skip
 
     def _admission(self, end: End) -> Admission:
         config = self._config
         if end.is_source:
-            return Admission(AccessList(config.source_allow, config.source_deny), 0, 0)
+            return Admission(AccessList(config.source_allow, config.source_deny), _SOURCES_MAX, 0)
         return Admission(AccessList(config.allow, config.deny), self._max_clients(), config.max_clients_per_ip)
 
     def _max_clients(self) -> int:

@@ -5,22 +5,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from relayd import __version__
 from relayd.config.keys import DAEMON_KEYS, RELAY_KEYS, Key
 from relayd.config.load import load_command_line, load_file
-from relayd.config.settings import Config
+from relayd.config.settings import Config, shown
 from relayd.errors import ConfigError, Problem, StartError, did_you_mean
+from relayd.output import one_line, put
 from relayd.process.limits import fill_standard_descriptors
-from relayd.process.runner import run_foreground
+from relayd.process.runner import run_daemon, run_foreground
 
 _USAGE = """\
 relayd SOURCE DESTINATION [--mode MODE] [--dump[=FORMAT]] [--retry SECONDS] [-o KEY=VALUE]...
-       relayd --config FILE --foreground
+       relayd --config FILE [--foreground] [--pidfile PATH]
        relayd --config FILE --check"""
 
 _HELP = f"""\
@@ -46,8 +48,9 @@ options:
   --dump[=FORMAT]             show what passes on standard output: text (default), hex or raw
   --retry SECONDS             wait that long between attempts to connect (default: 1s..30s, growing)
   -o KEY=VALUE                any key of a relay, as in a configuration file; see the list below
-  --config FILE               run the relays of a configuration file
+  --config FILE               run the relays of a configuration file as a daemon; returns when every port is bound
   --foreground                stay in the foreground: log on stderr, Ctrl-C ends it gracefully
+  --pidfile PATH              the daemon's pidfile, instead of the one in the file
   --check                     check the configuration, print the effective settings of each relay
   --version, --help
 
@@ -63,6 +66,8 @@ examples:
 
 keys for -o, with their defaults:
 %s
+signals: SIGTERM and SIGINT stop gracefully, a second one at once; SIGHUP reads the file again;
+SIGUSR1 reopens log and dump files
 exit status: 0 fine; 1 it could not be done (address in use); 2 wrong usage or configuration
 """
 
@@ -74,13 +79,14 @@ class _Arguments:
     words: list[str] = field(default_factory=list)  # SOURCE and DESTINATION
     options: list[tuple[str, str, str]] = field(default_factory=list)  # (key, value, word): a relay's keys
     config: str | None = None
+    pidfile: str | None = None
     flags: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
 
 
 _FLAGS = ("--foreground", "--check", "--help", "-h", "--version")
 _KEY_OF = {"--mode": "mode", "--retry": "reconnect"}  # options that are short for -o KEY=
-_WITH_VALUE = ("--config", "-o", *_KEY_OF)
+_WITH_VALUE = ("--config", "--pidfile", "-o", *_KEY_OF)
 _KNOWN = (*_FLAGS, *_WITH_VALUE, "--dump")
 
 
@@ -98,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _load(arguments, os.environ)
         if "--check" in arguments.flags:
             return _print(_effective(config))
-        run_foreground(config)
+        _run(config, arguments)
     except ConfigError as error:
         return _complain(map(str, error.problems), 2)
     except StartError as error:
@@ -109,20 +115,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print(text: str) -> int:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `relayd --help | head`: the reader has seen enough. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    """Write text to standard output; return the exit status."""
+    error = put(sys.stdout, text)
+    # A broken pipe is `relayd --help | head`: the reader has seen enough.
+    if error is None or error.errno == errno.EPIPE:
+        return 0
+    return _complain([f"cannot write to standard output: {error.strerror}"], 1)
 
 
-def _complain(lines: Iterator[str] | Sequence[str], status: int) -> int:
+def _complain(lines: Iterable[str], status: int) -> int:
+    """Write each line to standard error; return the status."""
     for line in lines:
-        # One error, one line, whatever a file name or a value has in it.
-        shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in line)
-        print(f"relayd: {shown.encode('ascii', 'backslashreplace').decode()}", file=sys.stderr)
+        put(sys.stderr, f"relayd: {one_line(line)}\n")
     return status
 
 
@@ -170,13 +174,16 @@ def _take_value(arguments: _Arguments, name: str, value: str) -> None:
         if arguments.config is not None:
             arguments.problems.append(Problem("given twice; a file can `include` others", name))
         arguments.config = value
+    elif name == "--pidfile":
+        arguments.pidfile = os.path.abspath(value)
     elif name in _KEY_OF:
         arguments.options.append((_KEY_OF[name], value, name))
     else:
         key, equals, setting = (part.strip() for part in value.partition("="))
-        if not equals or not key:
+        if equals and key:
+            arguments.options.append((key, setting, f"-o {key}"))
+        else:
             arguments.problems.append(Problem(f"'{value}' is not KEY=VALUE", name))
-        arguments.options.append((key, setting, f"-o {key}"))
 
 
 def _check_combination(arguments: _Arguments) -> None:
@@ -186,31 +193,45 @@ def _check_combination(arguments: _Arguments) -> None:
             problems.append(Problem("is one word too many: --config FILE has its relays' addresses", word))
         for _, _, option in arguments.options:
             problems.append(Problem("belongs into the file that --config names", option))
-        if not arguments.flags & {"--foreground", "--check"}:
-            problems.append(Problem("needs --foreground or --check", "--config"))
         return
+    if arguments.pidfile is not None:
+        problems.append(Problem("belongs to --config FILE", "--pidfile"))
     for word in words[2:]:
         problems.append(Problem("is one word too many after SOURCE and DESTINATION", word))
 
 
 def _load(arguments: _Arguments, environ: Mapping[str, str]) -> Config:
     """Return the configuration; raises ConfigError with the problems of words and values together."""
-    problems = list(arguments.problems)
-    load: Callable[[], Config]
-    if arguments.config is not None:
-        path = arguments.config
-        load = lambda: load_file(path, environ)  # noqa: E731
-    else:
-        places = zip(("source", "destination"), arguments.words, ("SOURCE", "DESTINATION"), strict=False)
-        options = [*places, *arguments.options]
-        load = lambda: load_command_line(options, environ)  # noqa: E731
     try:
-        config = load()
+        if arguments.config is not None:
+            config = _load_file(arguments, arguments.config, environ)
+        else:
+            places = zip(("source", "destination"), arguments.words, ("SOURCE", "DESTINATION"), strict=False)
+            config = load_command_line([*places, *arguments.options], environ)
     except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from None
-    if problems:
-        raise ConfigError(problems)
+        raise ConfigError([*arguments.problems, *error.problems]) from None
+    if arguments.problems:
+        raise ConfigError(arguments.problems)
     return config
+
+
+def _load_file(arguments: _Arguments, path: str, environ: Mapping[str, str]) -> Config:
+    detached = not arguments.flags & {"--foreground", "--check"}
+    config = load_file(path, environ, detached)
+    return config if arguments.pidfile is None else replace(config, pidfile=arguments.pidfile)
+
+
+def _run(config: Config, arguments: _Arguments) -> None:
+    """Run until the end, or start a daemon; raises StartError."""
+    if arguments.config is None:
+        run_foreground(config, None, os.environ)
+        return
+    path = os.path.abspath(arguments.config)  # a daemon's working directory is another
+
+    def load_again() -> Config:
+        return _load_file(arguments, path, os.environ)
+
+    (run_foreground if "--foreground" in arguments.flags else run_daemon)(config, load_again, os.environ)
 
 
 # -- what is printed ------------------------------------------------------------------------------
@@ -231,14 +252,8 @@ def _effective(config: Config) -> str:
     lines = [f"# {config.path or 'command line'}: {len(config.relays)} relay(s), no errors", "[relayd]"]
     for key in DAEMON_KEYS.values():
         if key.name != "include":  # what it named is shown
-            lines.append(f"{key.name} = {key.kind.show(getattr(config, key.field))}")
+            lines.append(f"{key.name} = {key.kind.show(getattr(config, key.field))}".rstrip())
     for relay in config.relays:
         lines += ["", f"[relay {relay.name}]"]
-        for key in RELAY_KEYS.values():
-            effect = not key.only_for or key.only_for in (
-                f"source {relay.source_role}", f"destination {relay.destination_role}"
-            )  # fmt: skip
-            if effect:
-                value = "***" if key.name in relay.secret_keys else key.kind.show(getattr(relay, key.field))
-                lines.append(f"{key.name} = {value}".rstrip())
+        lines += [f"{key} = {value}".rstrip() for key, value in shown(relay).items()]
     return "\n".join(lines) + "\n"

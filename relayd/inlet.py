@@ -8,41 +8,44 @@ from relayd.endpoints.endpoint import Endpoint, LinkTransport
 from relayd.net.reactor import Reactor, TimerHandle
 from relayd.net.transport import TransportProtocol
 from relayd.observe.counters import Counters
+from relayd.observe.lag import LagMeter
 from relayd.observe.log import BoundLog
 from relayd.pipeline import Pipeline
-from relayd.sink import Sink
-from relayd.wire.framing import Framer
+from relayd.sink import Sink, SinkSettings
+from relayd.wire.framing import Framer, no_records
 
 
 class SourceLink:
     """The source's connection: what it sends is framed and passed on."""
 
     def __init__(self, inlet: Inlet, endpoint: Endpoint, transport: LinkTransport, framer: Framer) -> None:
-        self._inlet = inlet
+        self.inlet = inlet
         self.endpoint = endpoint
         self.transport = transport
         self.framer = framer
         self.peer = endpoint.peer_name(transport)
         self.log = inlet.log.bind(source=self.peer)
+        self.reading_since = inlet.now  # before that, silence was ours
 
     def data_received(self, data: bytes) -> None:
-        self._inlet.received(self, data)
+        self.inlet.received(self, data)
 
     def eof_received(self) -> None:
         """A source that ends is gone: it is reconnected, or the next one is awaited."""
-        self._inlet.release(self)
+        self.inlet.release(self)
         self.transport.close("eof")
 
     def ready_to_send(self) -> None:
-        self._inlet.sink.flush()
+        self.inlet.sink.flush()
 
     def connection_lost(self, reason: str) -> None:
-        self._inlet.link_lost(self, reason)
+        self.inlet.link_lost(self, reason)
 
     def pause_reading(self) -> None:
         self.transport.pause_reading()
 
     def resume_reading(self) -> None:
+        self.reading_since = self.inlet.now
         self.transport.resume_reading()
 
 
@@ -53,7 +56,7 @@ class Inlet:
         self,
         reactor: Reactor,
         pipeline: Pipeline,
-        sink: Sink,
+        sinks: SinkSettings,
         framer: Callable[[], Framer],
         counters: Counters,
         log: BoundLog,
@@ -61,33 +64,49 @@ class Inlet:
         idle_timeout: float,
         changed: Callable[[], None],
         lost: Callable[[], None],
+        count: Callable[[bytes], int] = no_records,
     ) -> None:
-        """`sink` takes what goes back to the source. `idle_timeout` in seconds, 0: a source may be silent.
+        """`sinks` is for what goes back to the source. `idle_timeout` in seconds, 0: a source may be silent.
 
         `changed()` is called after each link that has gone, `lost()` when there is no live one any more.
         """
-        self.sink = sink
+        self.sink = Sink(sinks)
+        sinks.pipeline.sinks[self.sink] = None
         self.log = log
         self.link: SourceLink | None = None
         self.links: set[SourceLink] = set()
+        self._lag = LagMeter()
+        self.last_reason = ""  # why the last link ended
+        self.changed_at = reactor.now  # when the live link came, or went
         self._reactor = reactor
+        self._sinks = sinks
         self._pipeline = pipeline
         self._framer = framer
         self._counters = counters
         self._replace = replace
         self._idle_timeout = idle_timeout
         self._idle_timer: TimerHandle | None = None
+        self._count = count
         self._changed = changed
         self._lost = lost
+
+    @property
+    def now(self) -> float:
+        """The reactor's time."""
+        return self._reactor.now
 
     # -- for endpoints --------------------------------------------------------------------------
 
     def refusal(self) -> str:
         """Return why no further source may come in now, "" where it may."""
+        if self.link is not None and not self._replace:
+            self.link.transport.drain()  # it may have ended, and be the one that comes back
         return "second_source" if self.link is not None and not self._replace else ""
 
     def link_made(self, transport: LinkTransport, endpoint: Endpoint) -> TransportProtocol:
         """A source has come up: it is the live one, whoever was before."""
+        if self.link is not None:
+            self.link.transport.drain()  # what a source has sent before it restarted comes first
         if self.link is not None:
             replaced = self.link
             self.release(replaced)
@@ -95,22 +114,65 @@ class Inlet:
         link = SourceLink(self, endpoint, transport, self._framer())
         self.link = link
         self.links.add(link)
+        self.changed_at = self._reactor.now
         self._counters.source_links += 1
         link.log.info("connected")
         self._pipeline.add_producer(link)
         self.sink.attach(transport)
-        if self._idle_timeout:
-            self._idle_timer = self._reactor.call_later(self._idle_timeout, self._check_idle)
+        self._watch_idle()
+        self._changed()
         return link
+
+    def adopt(self, former: Inlet, endpoint: Endpoint) -> None:
+        """Take over the live link of the configuration before, and what waits to go back to the source."""
+        former.sink.move(self._sinks, None)
+        del self._sinks.pipeline.sinks[self.sink]
+        self.sink, former.sink = former.sink, self.sink
+        self._lag = former._lag
+        self.last_reason = former.last_reason
+        link = former.hand_over()
+        if link is None:
+            return
+        endpoint.adopt(link.transport, link.endpoint)
+        link.inlet, link.endpoint = self, endpoint
+        link.framer.max_record = self._framer().max_record
+        self.link = link
+        self.links.add(link)
+        self.changed_at = former.changed_at
+        self._pipeline.add_producer(link)
+        self._watch_idle()
+
+    def hand_over(self) -> SourceLink | None:
+        """Let go of the live link without ending it (for `adopt`)."""
+        link, self.link = self.link, None
+        if link is not None:
+            self.links.discard(link)
+            self._pipeline.remove_producer(link)
+            self._stop_watching_idle()
+        return link
+
+    @property
+    def records(self) -> int:
+        """Records that have come so far; 0 with a framing that has none."""
+        return self._counters.records_in
+
+    def lag_of(self, waiting: int, now: float) -> float:
+        """Return how many seconds ago a byte passed that has `waiting` bytes between it and the stream's head."""
+        return self._lag.lag(self._counters.bytes_in - waiting, now)
 
     # -- for links ------------------------------------------------------------------------------
 
     def received(self, link: SourceLink, data: bytes) -> None:
         """The link has read something; only the live one does."""
         framer = link.framer
+        counters = self._counters
         chunk = framer.feed(data)
+        if framer.unframed:
+            counters.unframed += framer.take_unframed()
         if chunk:
-            self._counters.bytes_in += len(chunk)
+            counters.bytes_in += len(chunk)
+            counters.records_in += self._count(chunk)
+            self._lag.passed(counters.bytes_in, self._reactor.now)
             self._pipeline.put(chunk, link.peer)
 
     def release(self, link: SourceLink) -> None:
@@ -121,15 +183,15 @@ class Inlet:
         self._pipeline.remove_producer(link)
         self.sink.detach()
         link.framer.reset()
-        self._counters.unframed += link.framer.unframed
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
+        self._counters.unframed += link.framer.take_unframed()
+        self.changed_at = self._reactor.now
+        self._stop_watching_idle()
 
     def link_lost(self, link: SourceLink, reason: str) -> None:
         """The link's descriptor is closed."""
         self.release(link)
         self.links.discard(link)
+        self.last_reason = reason
         transport = link.transport
         lived = self._reactor.now - transport.since
         link.log.info("closed", reason=reason, received=transport.bytes_read, up=round(lived, 1))
@@ -154,11 +216,27 @@ class Inlet:
         for link in self.links:
             link.transport.abort("stopped")
 
+    def kick(self, peer: str) -> int:
+        """Reset the links of a peer; return how many there were."""
+        kicked = [link for link in self.links if link.peer == peer]
+        for link in kicked:
+            link.transport.abort("kicked")
+        return len(kicked)
+
+    def _watch_idle(self) -> None:
+        if self._idle_timeout:
+            self._idle_timer = self._reactor.call_later(self._idle_timeout, self._check_idle)
+
+    def _stop_watching_idle(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
     def _check_idle(self) -> None:
         timer, link = self._idle_timer, self.link
         assert timer is not None and link is not None
         now = self._reactor.now
-        silent = now - link.transport.last_read
+        silent = now - max(link.transport.last_read, link.reading_since)
         wait = self._idle_timeout - silent
         # While we do not read, the silence is ours; a timer that comes late tells of our loop as well.
         if self._pipeline.held or now - timer.when > self._idle_timeout / 2:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+from relayd.address import Address
 from relayd.endpoints.endpoint import Endpoint, LinkTransport
 from relayd.net.reactor import Reactor
 from relayd.net.transport import Transport, TransportProtocol
@@ -23,28 +24,35 @@ from relayd.trial import HalfCloseTrial
 class DestinationLink:
     """One destination's connection: it takes the stream, and may send something back."""
 
-    __slots__ = ("_outlet", "dropped_before", "endpoint", "peer", "sent_before", "sink", "transport")
+    __slots__ = ("dropped_before", "endpoint", "half_closed", "outlet", "peer", "sent_before", "sink", "transport")
 
     def __init__(self, outlet: Outlet, endpoint: Endpoint, transport: LinkTransport, sink: Sink) -> None:
-        self._outlet = outlet
+        self.outlet = outlet
         self.endpoint = endpoint
         self.transport = transport
         self.sink = sink
         self.peer = endpoint.peer_name(transport)
+        self.half_closed = False
         self.sent_before = sink.sent
         self.dropped_before = sink.dropped
 
     def data_received(self, data: bytes) -> None:
-        self._outlet.return_path.received(self, data)
+        self.outlet.return_path.received(self, data)
+
+    @property
+    def has_sent(self) -> bool:
+        """Whether anything has come from it yet."""
+        return bool(self.transport.bytes_read)
 
     def eof_received(self) -> None:
-        self._outlet.half_closed(self)
+        self.half_closed = True
+        self.outlet.half_closed(self)
 
     def ready_to_send(self) -> None:
         self.sink.flush()
 
     def connection_lost(self, reason: str) -> None:
-        self._outlet.link_lost(self, reason)
+        self.outlet.link_lost(self, reason)
 
     def pause_reading(self) -> None:
         self.transport.pause_reading()
@@ -57,6 +65,7 @@ class Outlet:
     """What both kinds of destination end have in common."""
 
     role = "destination"  # what the peer is called in the log
+    address: Address | None = None  # the one that is connected to
 
     def __init__(
         self,
@@ -71,6 +80,8 @@ class Outlet:
         """`changed()` is called after each link that came or went."""
         self.links: dict[DestinationLink, None] = {}
         self.return_path = return_path
+        self.last_reason = ""  # why the last link ended
+        self.changed_at = reactor.now  # when the last link came or went
         self._reactor = reactor
         self._pipeline = pipeline
         self._sinks = sinks
@@ -88,6 +99,11 @@ class Outlet:
         """The link that drained the sink is gone."""
         raise NotImplementedError
 
+    @property
+    def sinks(self) -> list[Sink]:
+        """The sinks that the pipeline feeds for this end."""
+        raise NotImplementedError
+
     def half_closed(self, link: DestinationLink) -> None:
         """The link will send nothing more; it may still receive."""
         self.return_path.left(link)
@@ -103,26 +119,41 @@ class Outlet:
         sink = self._sink_for_link()
         link = DestinationLink(self, endpoint, transport, sink)
         self.links[link] = None
+        self.changed_at = self._reactor.now
         self._counters.destination_links += 1
-        self._log.info("connected", **{self.role: link.peer})
+        self._log.bind(**{self.role: link.peer}).info("connected")
         self.return_path.joined(link)
         sink.attach(transport)
         self._changed()
         return link
+
+    def adopt(self, former: Outlet, endpoint: Endpoint) -> None:
+        """Take over the links of the configuration before, with their queues."""
+        for link in list(former.links):
+            del former.links[link]
+            endpoint.adopt(link.transport, link.endpoint)
+            link.outlet, link.endpoint = self, endpoint
+            self.links[link] = None
+            self._adopt_sink(link.sink)
+            self.return_path.adopt(link, former.return_path)
+
+    def _adopt_sink(self, sink: Sink) -> None:
+        sink.move(self._sinks, None)
 
     # -- for links ------------------------------------------------------------------------------
 
     def link_lost(self, link: DestinationLink, reason: str) -> None:
         """The link's descriptor is closed."""
         del self.links[link]
+        self.last_reason = reason
+        self.changed_at = self._reactor.now
         self.return_path.left(link)
         sink = link.sink
         sink.detach()
         self._sink_left(sink)
         transport = link.transport
-        self._log.info(
+        self._log.bind(**{self.role: link.peer}).info(
             "closed",
-            **{self.role: link.peer},
             reason=reason,
             sent=sink.sent - link.sent_before,
             dropped=sink.dropped - link.dropped_before,
@@ -142,6 +173,13 @@ class Outlet:
         """Close every link, for there will be no other."""
         self.finish("stopped")
 
+    def kick(self, peer: str) -> int:
+        """Reset the links of a peer; return how many there were."""
+        kicked = [link for link in self.links if link.peer == peer]
+        for link in kicked:
+            link.transport.abort("kicked")
+        return len(kicked)
+
     def abort(self) -> None:
         """Reset every link."""
         for link in self.links:
@@ -160,9 +198,11 @@ class ClientsOutlet(Outlet):
 
     def _sink_left(self, sink: Sink) -> None:
         del self._pipeline.sinks[sink]
-        self._counters.bytes_out += sink.sent
-        self._counters.dropped += sink.dropped
-        self._counters.repeated += sink.repeated
+        self._counters.add(sink)
+
+    @property
+    def sinks(self) -> list[Sink]:
+        return [link.sink for link in self.links]
 
 
 class KeptOutlet(Outlet):
@@ -177,19 +217,30 @@ class KeptOutlet(Outlet):
         counters: Counters,
         log: BoundLog,
         changed: Callable[[], None],
-        address: str,
+        address: Address,
         patience: float,
     ) -> None:
-        """`address` is for the log. `patience`: seconds that a half-closed link is kept when there is
-        nothing to send, see HalfCloseTrial.
-        """
+        """`patience`: seconds that a half-closed link is kept when there is nothing to send, see HalfCloseTrial."""
         super().__init__(reactor, pipeline, sinks, return_path, counters, log, changed)
-        self._address = address
+        self.address: Address = address
         self._patience = patience
         self._trial: HalfCloseTrial | None = None
         self._stopping = False
         self.sink = Sink(sinks, self._overflowed)
         pipeline.sinks[self.sink] = None
+
+    def adopt(self, former: Outlet, endpoint: Endpoint) -> None:
+        super().adopt(former, endpoint)
+        assert isinstance(former, KeptOutlet)
+        if former.sink in former._pipeline.sinks:  # no link has brought it
+            former.sink.move(self._sinks, self._overflowed)
+        del self._pipeline.sinks[self.sink]
+        self.sink, former.sink = former.sink, self.sink
+        self.last_reason, self.changed_at = former.last_reason, former.changed_at
+        self._trial, former._trial = former._trial, None
+
+    def _adopt_sink(self, sink: Sink) -> None:
+        sink.move(self._sinks, self._overflowed)
 
     def _sink_for_link(self) -> Sink:
         return self.sink
@@ -197,7 +248,7 @@ class KeptOutlet(Outlet):
     def _sink_left(self, sink: Sink) -> None:
         self._end_trial()
         if self._stopping:
-            sink.drop_queue()
+            self._retire(sink)
 
     def half_closed(self, link: DestinationLink) -> None:
         super().half_closed(link)
@@ -208,20 +259,29 @@ class KeptOutlet(Outlet):
 
     def finish(self, reason: str) -> None:
         if self._trial is not None:
-            self._end_trial()
-            for link in self.links:
-                self.sink.attach(link.transport)
+            self._trial.finish(reason)
         super().finish(reason)
 
     def stop(self) -> None:
         self._stopping = True
         super().stop()
         if not self.links and self.sink.queue.size:
-            self._log.warning("undelivered", destination=self._address, dropped=self.sink.queue.size)
-            self.sink.drop_queue()
+            self._log.warning("undelivered", destination=str(self.address), dropped=self.sink.queue.size)
+        if not self.links:
+            self._retire(self.sink)
+
+    @property
+    def sinks(self) -> list[Sink]:
+        return [self.sink] if self.sink in self._pipeline.sinks else []
+
+    def _retire(self, sink: Sink) -> None:
+        """There will be no other link: what waits is lost."""
+        sink.drop_queue()
+        if self._pipeline.sinks.pop(sink, self) is None:
+            self._counters.add(sink)
 
     def _overflowed(self, dropped: int) -> None:
-        self._log.burst("overflow", destination=self._address, dropped=dropped, reason="down")
+        self._log.burst("overflow", destination=str(self.address), dropped=dropped, reason="down")
 
     def _end_trial(self) -> None:
         if self._trial is not None:

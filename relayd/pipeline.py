@@ -10,12 +10,16 @@ and the kernel's windows carry the news to the peers.  Whoever holds must releas
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from relayd.sink import Sink
+from typing import Protocol
 
 Tap = Callable[[bytes, str], None]  # a chunk, and the peer it came from
+
+
+class Consumer(Protocol):
+    """Where a pipeline ends: a Sink."""
+
+    def put(self, chunk: bytes) -> None:
+        """Take a run of whole records, at once."""
 
 
 class Producer(Protocol):
@@ -32,8 +36,8 @@ class Pipeline:
     """Hands each chunk to every tap and sink."""
 
     def __init__(self) -> None:
-        self.sinks: dict[Sink, None] = {}  # ordered, and left in one step
-        self.taps: list[Tap] = []
+        self.sinks: dict[Consumer, None] = {}  # ordered, and left in one step
+        self.taps: tuple[Tap, ...] = ()
         self._producers: set[Producer] = set()
         self._holders: set[Hashable] = set()
 
@@ -52,14 +56,20 @@ class Pipeline:
             sink.put(chunk)
 
     def add_producer(self, producer: Producer) -> None:
-        """A link has come up whose input comes here; it starts paused where the pipeline is held."""
+        """A link's input comes here from now on; it is paused where the pipeline is held."""
         self._producers.add(producer)
         if self._holders:
             producer.pause_reading()
+        else:
+            producer.resume_reading()
 
     def remove_producer(self, producer: Producer) -> None:
         """The link is gone, or will send no more; harmless when it was never added."""
         self._producers.discard(producer)
+
+    def is_held_by(self, holder: Hashable) -> bool:
+        """Whether `holder` is one of those that have not released."""
+        return holder in self._holders
 
     def hold(self, holder: Hashable) -> None:
         """Read nothing more until every holder has released."""

@@ -19,6 +19,11 @@ class Returning(Producer, Protocol):
     """A destination link, as the return path sees it."""
 
     peer: str
+    half_closed: bool  # it will send nothing more
+
+    @property
+    def has_sent(self) -> bool:
+        """Whether anything has come from it yet."""
 
 
 class ReturnPath:
@@ -44,9 +49,8 @@ class ReturnPath:
         if framer is None:
             self._counters.discarded += len(data)
             return
-        unframed = framer.unframed
         chunk = framer.feed(data)
-        self._counters.unframed += framer.unframed - unframed
+        self._counters.unframed += framer.take_unframed()
         if not chunk:
             return
         if self._rule.admits(link, self._framers):
@@ -55,9 +59,30 @@ class ReturnPath:
         else:
             self._counters.discarded += len(chunk)
 
+    def adopt(self, link: Returning, former: ReturnPath) -> None:
+        """A link of the configuration before has become this path's, in the middle of a record perhaps."""
+        framer = former._framers.pop(link, None)
+        former._pipeline.remove_producer(link)
+        if self._closed:
+            if framer is not None:
+                self._throw_away(framer)
+            link.resume_reading()
+        elif framer is not None:
+            framer.max_record = self._framer().max_record
+            self._framers[link] = framer
+            self._pipeline.add_producer(link)
+        elif not link.half_closed:
+            self.joined(link)
+            if link.has_sent:
+                self._framers[link].skip_record()  # nobody has looked where its records begin
+
     def left(self, link: Returning) -> None:
         """A link will send no more; the record it was cut in is thrown away. Harmless when repeated."""
         framer = self._framers.pop(link, None)
         if framer is not None:
-            self._counters.unframed += framer.reset()
+            self._throw_away(framer)
             self._pipeline.remove_producer(link)
+
+    def _throw_away(self, framer: Framer) -> None:
+        framer.reset()
+        self._counters.unframed += framer.take_unframed()

@@ -75,6 +75,12 @@ class SendQueue:
         self.size += again
         return again
 
+    def records(self, count: Callable[[bytes], int]) -> int:
+        """Return the records that wait; one that was sent in part is among them."""
+        if self._chunks is None:
+            return 0
+        return sum(map(count, self._chunks)) - count(self._chunks[0][: self.offset])
+
     def clear(self) -> int:
         """Drop everything; return the bytes dropped."""
         dropped, self.size, self.offset = self.size, 0, 0

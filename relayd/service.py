@@ -1,80 +1,169 @@
-"""The service: one reactor and all relays; from opening the ports to the last byte sent."""
+"""The service: one reactor and all relays; start, reload, stop, status.
+
+A reload is done or not done.  The new relays take all they need first, and if one cannot, what was
+taken is given back and nothing has changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from relayd import __version__
 from relayd.build import Surroundings, build_relay
-from relayd.config.settings import Config
+from relayd.config.settings import Config, RelayConfig, shown
 from relayd.errors import StartError
+from relayd.observe.counters import Counters
 from relayd.relay import Relay
+from relayd.reload import Change, Plan, diff
 
 
 class Service:
-    """Runs the relays of a configuration."""
+    """Runs the relays of a configuration, and then of the next one."""
 
     def __init__(self, config: Config, shared: Surroundings, ended: Callable[[], None]) -> None:
-        """`ended()` is called once, when everything has been stopped. Raises StartError."""
-        self._drain_timeout = config.drain_timeout
+        """`ended()` is called once, when everything has been stopped."""
+        self.config = config
+        self._shared = shared
         self._reactor = shared.reactor
         self._log = shared.log.bind()
         self._ended = ended
-        self._stopping = False
-        self._relays: list[Relay] = []
-        reasons: list[str] = []
-        for relay in config.relays:
-            if not relay.enabled:
-                continue
-            try:
-                self._relays.append(build_relay(relay, shared))
-            except StartError as error:
-                reasons += [f"[relay {relay.name}] {reason}" for reason in error.reasons]
-        if reasons:
-            raise StartError(reasons)
-        self._running = set(self._relays)
-
-    def open(self) -> None:
-        """Take every port of every relay; raises StartError with all reasons, and then holds none."""
-        reasons: list[str] = []
-        for relay in self._relays:
-            try:
-                relay.open()
-            except StartError as error:
-                reasons += error.reasons
-        if reasons:
-            for relay in self._relays:
-                relay.stop_endpoints()
-            raise StartError(reasons)
+        self._relays: dict[str, Relay] = {}
+        self._running: set[Relay] = set()  # those, and the ones that are being drained
+        self._started_at = shared.reactor.now
+        self.stopping = False
+        self._told_end = False
 
     def start(self) -> None:
-        """Let the streams flow."""
-        self._log.info("started", version=__version__, relays=len(self._relays))
-        for relay in self._relays:
+        """Take every port, and let the streams flow; raises StartError with all reasons, and then holds nothing."""
+        relays = self._opened([(config, Counters()) for config in self.config.relays if config.enabled])
+        self._log.info("started", version=__version__, relays=len(relays))
+        for relay in relays:
+            self._add(relay)
             relay.start()
+
+    def reload(self, config: Config) -> Plan:
+        """Go over to another configuration; raises StartError, and then nothing has changed."""
+        plan = diff(self.config, config)
+        fresh = [(relay, Counters()) for relay in plan.added]
+        changed = [(change.new, self._relays[change.new.name].counters) for change in plan.changed]
+        relays = self._opened_beside(plan, config, fresh + changed)
+        self.config = config
+        for gone in plan.removed:
+            self._retire(self._relays.pop(gone.name))
+        for change in plan.changed:
+            self._replace(change, relays[len(fresh) + plan.changed.index(change)])
+        for relay in relays:
+            self._add(relay)
+            relay.start()
+        return plan
 
     def stop(self) -> None:
         """Stop gracefully within `drain_timeout`; when called again, at once."""
-        if self._stopping:
+        if self.stopping:
             self._abort()
             return
-        self._stopping = True
-        self._log.info("stopping", drain_timeout=self._drain_timeout)
-        self._reactor.call_later(self._drain_timeout, self._abort)
-        if not self._relays:
-            self._end()
-        for relay in self._relays:
-            relay.stop(lambda relay=relay: self._relay_stopped(relay))  # type: ignore[misc]
+        self.stopping = True
+        self._log.info("stopping", drain_timeout=self.config.drain_timeout)
+        for relay in self._relays.values():
+            self._retire(relay)
+        self._end_if_idle()
 
-    def _relay_stopped(self, relay: Relay) -> None:
-        self._running.discard(relay)
-        if not self._running:
-            self._end()
+    # -- what is seen -----------------------------------------------------------------------------
+
+    @property
+    def relays(self) -> Sequence[Relay]:
+        """The relays of the configuration, in its order."""
+        return [self._relays[relay.name] for relay in self.config.relays if relay.name in self._relays]
+
+    def summary(self) -> str:
+        """Return the state in a line: 3 of 4 sources up."""
+        up = sum(relay.source_up for relay in self._relays.values())
+        return f"{up} of {len(self._relays)} sources up"
+
+    def status(self) -> dict[str, Any]:
+        """Return a snapshot of every relay, as JSON has it."""
+        now = self._reactor.now
+        return {
+            "version": __version__,
+            "uptime": round(now - self._started_at, 3),
+            "stopping": self.stopping,
+            "relays": [
+                {**self._relays[config.name].status(now), "settings": shown(config)}
+                for config in self.config.relays
+                if config.name in self._relays
+            ],
+        }
+
+    # -- relays come and go -----------------------------------------------------------------------
+
+    def _opened(self, wanted: Sequence[tuple[RelayConfig, Counters]]) -> list[Relay]:
+        """Return relays that have their ports and files; raises StartError with all reasons, and then none has."""
+        relays = [build_relay(config, self._shared, counters) for config, counters in wanted]
+        reasons: list[str] = []
+        opened = []
+        for relay in relays:
+            try:
+                relay.open()
+                opened.append(relay)
+            except StartError as error:
+                reasons += error.reasons
+        if reasons:
+            for relay in opened:
+                relay.discard()
+            raise StartError(reasons)
+        return relays
+
+    def _opened_beside(self, plan: Plan, config: Config, wanted: Sequence[tuple[RelayConfig, Counters]]) -> list[Relay]:
+        """Like `_opened`, beside the relays that run.
+
+        Where one that goes, or changes, stands in the way (it listens on 127.0.0.1:P, the new one on :P),
+        the ports that nobody wants any more are given up first, and had again if it is of no use.
+        """
+        try:
+            return self._opened(wanted)
+        except StartError:
+            leaving = [self._relays[name] for name in plan.leaving]
+            if not leaving:
+                raise
+        kept = {address for relay in config.relays if relay.enabled for _, address in relay.listening}
+        for relay in leaving:
+            relay.yield_ports(kept)
+        try:
+            return self._opened(wanted)
+        except StartError:
+            for relay in leaving:
+                relay.reclaim_ports()
+            raise
+
+    def _add(self, relay: Relay) -> None:
+        self._relays[relay.name] = relay
+        self._running.add(relay)
+
+    def _replace(self, change: Change, relay: Relay) -> None:
+        """Let the relay take over from the one of its name, which drains what it leaves."""
+        former = self._relays.pop(relay.name)
+        former.stop_endpoints()
+        relay.inherit(former, change.keeps_source, change.keeps_destination)
+        self._retire(former)
+
+    def _retire(self, relay: Relay) -> None:
+        """Drain a relay, for `drain_timeout` at most."""
+        deadline = self._reactor.call_later(self.config.drain_timeout, relay.abort)
+
+        def retired() -> None:
+            deadline.cancel()
+            self._running.discard(relay)
+            self._end_if_idle()
+
+        relay.stop(retired)
 
     def _abort(self) -> None:
         for relay in self._running:
             relay.abort()
 
-    def _end(self) -> None:
-        self._log.info("stopped")
-        self._ended()
+    def _end_if_idle(self) -> None:
+        if self.stopping and not self._running and not self._told_end:
+            self._told_end = True
+            self._log.info("stopped")
+            self._ended()

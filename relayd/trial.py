@@ -33,24 +33,50 @@ class HalfCloseTrial:
         self._gone = gone
         self._began = reactor.now
         self._tried = 0  # bytes sent on trial, and still in the queue
+        self._dropped = sink.dropped
         self._timer: TimerHandle | None = None
-        sink.detach()
+        self._closing = sink.hold_back()
         transport.watch_writing(False)
         self._look()
 
     def cancel(self) -> None:
-        """The link is gone, or no longer on trial."""
+        """The link is gone; its sink has what was tried."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    def finish(self, reason: str) -> None:
+        """Close the link once what waits is sent, and what is on trial acknowledged."""
+        self._closing = reason
+        if not self._tried:
+            self.cancel()
+            self._pass()
+
+    def _pass(self) -> None:
+        """The peer is there, or it no longer matters: the sink goes on where it was held back."""
+        if self._is_torn():
+            return
+        self._sink.record_sent(self._tried)
+        self._sink.attach(self._transport)
+        if self._closing:
+            self._sink.finish(self._closing)
+
+    def _is_torn(self) -> bool:
+        """Whether the queue was emptied meanwhile, under a record that is perhaps half with the peer: cut it then."""
+        if self._sink.dropped == self._dropped:
+            return False
+        self._transport.abort("slow")
+        return True
+
     def _look(self) -> None:
         self._timer = None
+        self._transport.check()
         if not self._transport.open:
             return
+        if self._is_torn():
+            return
         if self._tried and not self._transport.unacknowledged():
-            self._sink.record_sent(self._tried)
-            self._sink.attach(self._transport)
+            self._pass()
             return
         if not self._tried and self._sink.queue.size:
             self._tried = self._transport.send(self._sink.queue.buffers()[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from relayd.address import Address, ReplayAddress, TcpAddress, UnixAddress, check_connect, check_listen
 from relayd.config.keys import CONNECT
@@ -13,16 +13,16 @@ from relayd.config.settings import RelayConfig
 from relayd.errors import AddressError
 from relayd.policy.loops import End, flow, reaches
 
-Complaint = Callable[[str, str, str], None]  # (relay, key, what is wrong)
+Complaint = Callable[[str, str, str], None]  # (what is wrong, relay, key)
 
 
 def check_relay(relay: RelayConfig, complain: Complaint) -> None:
     """Check one relay's values against each other."""
     if relay.framing != "raw" and relay.buffer < relay.max_record:
-        complain(relay.name, "buffer", "is smaller than max_record, so the longest record would never fit")
+        complain("is smaller than max_record, so the longest record would never fit", relay.name, "buffer")
     for allow, deny in (("allow", "deny"), ("source_allow", "source_deny")):
         for network in set(getattr(relay, allow)) & set(getattr(relay, deny)):
-            complain(relay.name, deny, f"{network} is allowed and denied; take one of the two out")
+            complain(f"{network} is allowed and denied; take one of the two out", relay.name, deny)
 
 
 def address_problem(address: Address, key: str, role: str) -> str:
@@ -49,30 +49,61 @@ def _replay_problem(address: ReplayAddress) -> str:
 
 def check_together(relays: Sequence[RelayConfig], complain: Complaint) -> None:
     """Check the relays against each other: each address is listened on once, and no stream runs in a circle."""
-    seen: list[tuple[RelayConfig, Address]] = []
+    ports = _Ports()
     for relay in relays:
-        for address in relay.listening:
-            for other, taken in seen:
-                if _same_listener(address, taken):
-                    owner = "this relay" if other is relay else f"relay {other.name}"
-                    complain(relay.name, _end_of(relay, address), f"{owner} listens on {taken} already")
-            seen.append((relay, address))
+        for end, address in relay.listening:
+            if isinstance(address, ReplayAddress):
+                continue  # complained of already
+            other = ports.listener_like(address)
+            if other is not None:
+                owner = "this relay" if other.relay == relay.name else f"relay {other.relay}"
+                complain(f"{owner} listens there already", relay.name, "source" if end.is_source else "destination")
+            ports.add(address, end)
+    edges = {edge for relay in relays for edge in _flows(relay, ports)}
     for relay in relays:
-        circle = _circle(relay, relays)
+        circle = _circle(relay.name, edges)
         if circle:
-            complain(relay.name, "destination", circle)
+            complain(circle, relay.name, "destination")
 
 
-def _end_of(relay: RelayConfig, address: Address) -> str:
-    return "source" if address in relay.source and relay.source_role != CONNECT else "destination"
+class _Ports:
+    """Who listens where: looked up by port or path, for there may be thousands."""
+
+    def __init__(self) -> None:
+        self._by_port: dict[object, list[tuple[Address, End]]] = {}
+
+    def add(self, address: Address, end: End) -> None:
+        """Note an end that listens on the address."""
+        self._by_port.setdefault(_port(address), []).append((address, end))
+
+    def listener_like(self, address: Address) -> End | None:
+        """Return an end whose listening excludes listening on the address, None where there is none."""
+        return next((end for taken, end in self._at(address) if _same_listener(address, taken)), None)
+
+    def reached_from(self, address: Address) -> Iterator[End]:
+        """Yield the ends at which a connection to the address is known to arrive."""
+        return (end for listened, end in self._at(address) if _arrives(address, listened))
+
+    def _at(self, address: Address) -> list[tuple[Address, End]]:
+        return self._by_port.get(_port(address), [])
+
+
+def _port(address: Address) -> object:
+    return address.port if isinstance(address, TcpAddress) else os.path.realpath(address.path)
 
 
 def _same_listener(one: Address, other: Address) -> bool:
+    """Whether two addresses of one port cannot both be listened on."""
     if isinstance(one, TcpAddress) and isinstance(other, TcpAddress):
-        if one.port != other.port:
-            return False
-        return one.host == other.host or any(_covers(a, b) for a, b in ((one, other), (other, one)))
-    return isinstance(one, UnixAddress) and one == other
+        return _host(one) == _host(other) or any(_covers(a, b) for a, b in ((one, other), (other, one)))
+    return True
+
+
+def _host(address: TcpAddress) -> object:
+    """Return the host for comparison: an IPv4-mapped address is the IPv4 one, names are of one case."""
+    ip = address.ip
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return mapped or ip or address.host.lower().removesuffix(".")
 
 
 def _covers(wide: TcpAddress, narrow: TcpAddress) -> bool:
@@ -86,59 +117,46 @@ def _covers(wide: TcpAddress, narrow: TcpAddress) -> bool:
 # -- loops --------------------------------------------------------------------------------------
 
 
-def _circle(relay: RelayConfig, relays: Sequence[RelayConfig]) -> str:
-    edges = list(_flows(relays))
-    if (relay.name, relay.name) in edges:
+def _circle(relay: str, edges: Collection[tuple[str, str]]) -> str:
+    if (relay, relay) in edges:
         return "leads back to its own source, in a loop that never ends; give it another address"
-    following = [target for origin, target in edges if origin == relay.name]
-    others = [target for target in following if reaches(edges, target, relay.name)]
+    others = sorted(target for origin, target in edges if origin == relay and reaches(edges, target, relay))
     return f"leads through relay {others[0]} back to its own source, in a loop that never ends" if others else ""
 
 
-def _flows(relays: Sequence[RelayConfig]) -> Iterator[tuple[str, str]]:
-    """Yield (from, to) for every relay of this configuration that feeds another, or itself."""
-    for dialling in relays:
-        for dialled, connecting in _connecting(dialling):
-            for listening_relay in relays:
-                for listened, listening in _listening(listening_relay):
-                    edge = flow(connecting, listening) if _arrives(dialled, listened) else None
-                    if edge:
-                        yield edge
-
-
-def _connecting(relay: RelayConfig) -> Iterable[tuple[Address, End]]:
-    if relay.source_role == CONNECT:
-        yield from ((address, End(relay.name, True)) for address in relay.source)
-    if relay.destination_role == CONNECT:
-        yield from ((address, End(relay.name, False)) for address in relay.destination)
-
-
-def _listening(relay: RelayConfig) -> Iterable[tuple[Address, End]]:
-    if relay.source_role != CONNECT:
-        yield from ((address, End(relay.name, True)) for address in relay.source)
-    if relay.destination_role != CONNECT:
-        yield from ((address, End(relay.name, False)) for address in relay.destination)
+def _flows(relay: RelayConfig, ports: _Ports) -> Iterator[tuple[str, str]]:
+    """Yield (from, to) for every relay of this configuration that this one feeds, or is fed by, or itself."""
+    for connecting, dialled in relay.connecting:
+        for listening in ports.reached_from(dialled):
+            edge = flow(connecting, listening)
+            if edge:
+                yield edge
 
 
 def _arrives(dialled: Address, listened: Address) -> bool:
-    """Whether a connection to `dialled` is known to arrive at `listened`.
+    """Whether a connection to `dialled` is known to arrive at `listened`, of the same port or path.
 
     Nothing is looked up or bound for it: names other than this host's own, and its other interfaces,
     are seen at run time (LoopGuard).
     """
-    if isinstance(dialled, UnixAddress) and isinstance(listened, UnixAddress):
-        return os.path.realpath(dialled.path) == os.path.realpath(listened.path)
-    if not isinstance(dialled, TcpAddress) or not isinstance(listened, TcpAddress) or dialled.port != listened.port:
-        return False
-    if dialled.host == listened.host:
+    if not isinstance(dialled, TcpAddress) or not isinstance(listened, TcpAddress):
+        return isinstance(dialled, UnixAddress)
+    if _host(dialled) == _host(listened):
         return True
-    here = _is_here(dialled)
-    wildcard = not listened.host or (listened.ip is not None and listened.ip.is_unspecified)
-    return here and (wildcard or _is_here(listened))
+    if not _is_here(dialled):
+        return False
+    # A name may be any of this host's addresses; a literal arrives at itself and at its family's wildcard.
+    if not listened.host or dialled.ip is None or listened.ip is None:
+        return not listened.host or _is_here(listened) or _is_wildcard(listened)
+    return _is_wildcard(listened) and getattr(_host(dialled), "version", 0) == listened.ip.version
+
+
+def _is_wildcard(address: TcpAddress) -> bool:
+    return address.ip is not None and address.ip.is_unspecified
 
 
 def _is_here(address: TcpAddress) -> bool:
-    ip = address.ip
-    if ip is not None:
-        return ip.is_loopback and ip in (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
-    return address.host.lower().rstrip(".") in ("localhost", socket.gethostname().lower())
+    host = _host(address)
+    if isinstance(host, str):
+        return host in ("localhost", socket.gethostname().lower())
+    return bool(getattr(host, "is_loopback", False))

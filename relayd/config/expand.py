@@ -10,7 +10,9 @@ import os
 import re
 from collections.abc import Mapping
 
-_REFERENCE = re.compile(r"\$\{([^}]*)\}")
+from relayd.config.textfile import read_regular
+
+_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SECRET_MAX = 64 * 1024  # bytes of a secret file; keys and tokens are smaller
 
@@ -39,13 +41,9 @@ def is_secret(text: str) -> bool:
 
 def _read_secret(path: str) -> str:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with open(fd, "rb") as file:
-            data = file.read(_SECRET_MAX + 1)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
-    if data is None or len(data) > _SECRET_MAX:
-        raise ValueError(f"{path} is no file with a secret")
+        data = read_regular(path, _SECRET_MAX)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
     try:
         return data.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError:

@@ -1,25 +1,24 @@
 """One file's text -> sections and entries, each with its line.
 
 `configparser` reads the values, but it stops at the first thing wrong, folds an indented line into
-the value above it, knows no line numbers and takes NUL bytes.  So every line is looked at first: what
-is wrong with its shape is noted and the line is taken out, and what is left is what `configparser`
-reads as well as it can.
+the value above it, knows no line numbers and takes NUL bytes.  So every line is looked at first:
+what is wrong with its shape is noted and the line is taken out, comments are taken off, and what is
+left is what `configparser` reads as it is.
 """
 
 from __future__ import annotations
 
 import configparser
-import os
 import re
-import stat
 from dataclasses import dataclass, field
 
+from relayd.config.textfile import read_regular
 from relayd.errors import Problem
 
 FILE_MAX = 1024 * 1024  # bytes; a configuration of 4,096 relays has half of it
 
-_SECTION = re.compile(r"\[([^\]]*)\]\s*(?:[#;].*)?")
-_OPTION = re.compile(r"([^=\s#;\[][^=]*?)\s*=.*")
+_COMMENT = re.compile(r"(?:^|\s)[#;]")
+_SECTION = re.compile(r"\[([^\]]*)\]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -33,22 +32,8 @@ class Section:
 
 
 def read_text(path: str) -> str:
-    """Return a configuration file's text without BOM, with LF line ends; raises a Problem's ValueError.
-
-    Anything but a regular file of sensible size is refused before it is read: opening a FIFO would
-    wait for ever, and /dev/zero has no end.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot be read: {getattr(error, 'strerror', error)}") from error
-    with open(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("cannot be read: it is not a regular file")
-        data = file.read(FILE_MAX + 1)
-    if len(data) > FILE_MAX:
-        raise ValueError("is larger than 1 MiB, which is too large for a configuration")
+    """Return a configuration file's text without BOM, with LF line ends; raises ValueError, see read_regular."""
+    data = read_regular(path, FILE_MAX)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -61,10 +46,10 @@ def parse(text: str, path: str) -> tuple[list[Section], list[Problem]]:
     """Return the sections in order and what is wrong with the text's shape."""
     scan = _Scan(path)
     for number, line in enumerate(text.split("\n"), 1):
-        scan.take(line, f"{path}:{number}")
+        if line:
+            scan.take(line, number)
     parser = configparser.RawConfigParser(
-        delimiters=("=",), comment_prefixes=("#", ";"), inline_comment_prefixes=("#", ";"),
-        default_section="\0", strict=True, empty_lines_in_values=False,
+        delimiters=("=",), comment_prefixes=(), default_section="\0", strict=True, empty_lines_in_values=False
     )  # fmt: skip
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
@@ -82,6 +67,7 @@ class _Scan:
     """Looks at the lines one by one; `lines` is what configparser may see."""
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self.lines: list[str] = []
         self.problems: list[Problem] = []
         self.sections: dict[str, str] = {}  # name -> place
@@ -89,34 +75,37 @@ class _Scan:
         self._section: str | None = None
         self._skipping = False  # inside a section that cannot be used
 
-    def take(self, line: str, place: str) -> None:
-        problem = self._problem_of(line, place)
+    def take(self, line: str, number: int) -> None:
+        """Look at a line and note what is wrong with it."""
+        place = f"{self._path}:{number}"
+        bare = _COMMENT.split(line, maxsplit=1)[0].rstrip()
+        problem = self._problem_of(line, bare, place)
         if problem:
             self.problems.append(Problem(problem, place))
-        self.lines.append("" if problem or self._skipping else line)
+        elif bare and not self._skipping:
+            self.lines.append(bare)
 
-    def _problem_of(self, line: str, place: str) -> str:
+    def _problem_of(self, line: str, bare: str, place: str) -> str:
         control = _CONTROL.search(line)
         if control:
             return f"control character U+{ord(control[0]):04X} at column {control.start() + 1}; take it out"
-        stripped = line.strip()
-        if not stripped or stripped[0] in "#;":
+        if not bare:
             return ""
-        if line[0].isspace():
+        if bare[0].isspace():
             return "an indented line; values do not go on in the next line, so begin it at the margin"
-        if line[0] == "[":
-            return self._problem_of_section(line, place)
-        option = _OPTION.fullmatch(line)
-        if not option:
-            return f"'{stripped[:40]}' is neither [section] nor key = value"
-        return self._problem_of_option(option[1], place)
+        if bare[0] == "[":
+            return self._problem_of_section(bare, place)
+        key, equals, _ = bare.partition("=")
+        if not equals or not key:
+            return f"'{bare[:40]}' is neither [section] nor key = value"
+        return self._problem_of_option(key.rstrip(), place)
 
-    def _problem_of_section(self, line: str, place: str) -> str:
-        match = _SECTION.fullmatch(line.rstrip())
+    def _problem_of_section(self, bare: str, place: str) -> str:
+        match = _SECTION.fullmatch(bare)
         name = " ".join(match[1].split()) if match else ""
         self._skipping = True
         if not match or not name:
-            return f"'{line.strip()[:40]}' is no section; write [relay NAME]"
+            return f"'{bare[:40]}' is no section; write [relay NAME]"
         if name in self.sections:
             return f"section [{name}] stands at {self.sections[name]} already; join the two"
         if match[1] != name:

@@ -10,6 +10,7 @@ from relayd.config import kinds
 from relayd.config.kinds import Kind
 from relayd.observe.dump import FORMATS
 from relayd.observe.log import LEVELS
+from relayd.observe.targets import RENDERS
 from relayd.policy.overflow import OVERFLOW
 from relayd.policy.returns import RETURNS
 from relayd.wire.framing import FRAMINGS
@@ -26,6 +27,9 @@ MODES = {
 }
 
 
+AT_START = "at the next start"  # what a reload does with keys that are taken before privileges are given up
+
+
 @dataclass(frozen=True)
 class Key:
     """A key: `default` as it would be written; None where the key must be given."""
@@ -37,6 +41,7 @@ class Key:
     attribute: str = ""  # of the settings, where it is not the name
     default_help: str = ""  # in words, where the default depends on other keys (see settings.py)
     only_for: str = ""  # the end and role without which the key has no effect: "destination listen"
+    reload: str = "live"  # what a reload does with a change: applies it live, or what it has to reopen
 
     @property
     def field(self) -> str:
@@ -49,11 +54,26 @@ def _table(*keys: Key) -> dict[str, Key]:
 
 
 RELAY_KEYS = _table(
-    Key("mode", kinds.choice(MODES), "connect-listen", "how relayd meets the source, and how the destinations"),
-    Key("source", kinds.ADDRESSES, None, "where the stream comes from; several to connect to are tried in turn"),
-    Key("destination", kinds.ADDRESSES, None, "where it goes to; several to connect to are all fed"),
-    Key("enabled", kinds.YES_NO, "yes", "`no`: the relay is checked but not run"),
-    Key("framing", kinds.choice(FRAMINGS), "raw", "what a record is, which is never torn: `line` ends with LF"),
+    Key(
+        "mode", kinds.choice(MODES), "connect-listen", "how relayd meets the source, and how the destinations",
+        reload="reopens the end whose role changes",
+    ),
+    Key(
+        "source", kinds.ADDRESSES, None, "where the stream comes from; several to connect to are tried in turn",
+        reload="reopens a connecting source; a listening one opens and closes ports, links stay",
+    ),
+    Key(
+        "destination", kinds.ADDRESSES, None, "where it goes to; several to connect to are all fed",
+        reload="connects and drains what was added and removed; a listening one opens and closes ports, clients stay",
+    ),
+    Key(
+        "enabled", kinds.YES_NO, "yes", "`no`: the relay is checked but not run",
+        reload="starts the relay, or drains it",
+    ),
+    Key(
+        "framing", kinds.choice(FRAMINGS), "raw", "what a record is, which is never torn: `line` ends with LF",
+        reload="reopens both ends",
+    ),
     Key("max_record", kinds.size(64, 16 * 1024**2), "64K", "a longer record is lost (the link is not) and counted"),
     Key(
         "return", kinds.choice(RETURNS), "", "which destination links may send back to the source",
@@ -63,7 +83,7 @@ RELAY_KEYS = _table(
         "second_source", kinds.choice(("replace", "refuse")), "replace",
         "a second source that comes in: it replaces the first, or is refused", only_for="source listen",
     ),
-    Key("on_source_loss", kinds.choice(("keep", "close")), "keep", "what happens to destination links then"),
+    Key("on_source_loss", kinds.choice(("keep", "close")), "keep", "whether destination links stay without a source"),
     Key("source_idle", kinds.duration(), "0", "a source that sends nothing for that long is closed; 0: never"),
     Key("buffer", kinds.size(4096, 4 * 1024**3), "4M", "what may wait for one destination link, in bytes"),
     Key(
@@ -77,7 +97,10 @@ RELAY_KEYS = _table(
     Key("reconnect", kinds.WAITS, "1s..30s", "wait between attempts to connect: doubling, ±20 %; one value: fixed"),
     Key("stable_after", kinds.duration(), "30s", "a link must have lived that long for the waits to start over"),
     Key("connect_timeout", kinds.duration(0.05, 3600), "10s", "for a name's look-up, and for each address"),
-    Key("bind_source", kinds.LOCAL_ADDRESS, "", "local address to connect from"),
+    Key(
+        "bind_source", kinds.LOCAL_ADDRESS, "", "local address to connect from",
+        reload="reopens what connects",
+    ),
     Key("keepalive", kinds.KEEPALIVE, "30s/10s/3", "finds a dead peer on a quiet link: idle, interval, probes"),
     Key("linger_timeout", kinds.duration(0, 3600), "2s", "on closing, how long a peer may take to end its side"),
     Key(
@@ -102,8 +125,36 @@ RELAY_KEYS = _table(
     Key("dump_max", kinds.ROTATION, "100M x 10", "a dump file's size, and how many are kept"),
 )  # fmt: skip
 
+# What `log` can be besides a path.
+LOG_NAMES = ("stderr", "syslog", "journal")
+
+_LOG_DEFAULT = "`stderr` in the foreground, else `syslog`"
+
+_CONTROL_DEFAULT = "`control.sock` in the directory that systemd has made (`RuntimeDirectory=`), else none"
+
 DAEMON_KEYS = _table(
+    Key(
+        "pidfile",
+        kinds.PATH,
+        "",
+        "where the daemon's pid stands, and what keeps a second one out; empty: none",
+        reload=AT_START,
+    ),
+    Key("user", kinds.WORD, "", "who to become once every port is bound; empty: stay who it is", reload=AT_START),
+    Key("group", kinds.WORD, "", "likewise; empty: the user's own", reload=AT_START),
+    Key("umask", kinds.FILE_MODE, "0027", "mode bits that no file of the daemon gets", reload=AT_START),
+    Key(
+        "chroot",
+        kinds.PATH,
+        "",
+        "directory to lock the daemon up in once every port is bound",
+        reload=AT_START,
+    ),
+    Key("log", kinds.LOG, "", "where to: `stderr`, `syslog`, `journal` or a path", default_help=_LOG_DEFAULT),
     Key("log_level", kinds.choice(LEVELS), "info", "the least important events that are logged"),
+    Key("log_format", kinds.choice(RENDERS), "text", "`key=value`, or an object a line"),
+    Key("control", kinds.PATH, "", "the control socket that relayctl asks", default_help=_CONTROL_DEFAULT),
+    Key("control_mode", kinds.FILE_MODE, "0600", "its file's mode"),
     Key("drain_timeout", kinds.duration(0, 3600), "10s", "on SIGTERM, how long to send what still waits"),
     Key("include", kinds.PATH, "", "more files with [relay NAME] sections: conf.d/*.ini, as seen from this file"),
 )

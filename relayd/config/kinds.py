@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from relayd.address import parse_addresses
@@ -18,9 +19,9 @@ from relayd.net.sockets import Keepalive
 from relayd.observe.dump import Rotation
 from relayd.policy.access import Network, parse_network
 
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)?")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
-_DURATION_MAX = 365 * 86400.0  # longer is a slip of the pen, and the kernel's timers end at 2^31 ms
+_DURATION = re.compile(r"([0-9]{1,11}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)?")
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION_MAX = 365 * 86400.0  # longer is a slip of the pen
 
 _SIZE = re.compile(r"([0-9]{1,12})([KMG])?", re.IGNORECASE)
 _BYTES = {"K": 1024, "M": 1024**2, "G": 1024**3, "": 1}
@@ -47,22 +48,25 @@ class Waits:
 
 
 def read_duration(text: str) -> float:
-    """Return seconds: `500ms`, `10s`, `5m`, `1h`, `1d`; a bare number is seconds."""
+    """Return seconds: `500ms`, `10s`, `5m`, `1h`, `1d`; a bare number is seconds. No finer than 1 ms."""
     match = _DURATION.fullmatch(text)
     if not match:
         raise ValueError(f"'{text}' is no duration; write 500ms, 10s, 5m or 1h")
-    seconds = float(match[1]) * _SECONDS[match[2]]
-    if seconds > _DURATION_MAX:
+    milliseconds = Decimal(match[1]) * _MILLISECONDS[match[2] or "s"]
+    if milliseconds % 1:
+        raise ValueError(f"'{text}' is finer than a millisecond")
+    if milliseconds > _DURATION_MAX * 1000:
         raise ValueError(f"'{text}' is longer than a year")
-    return seconds
+    return int(milliseconds) / 1000
 
 
 def show_duration(seconds: float) -> str:
     """Return the shortest text that `read_duration` reads as the same number."""
+    milliseconds = round(seconds * 1000)
     for unit in ("d", "h", "m", "s"):
-        if seconds and seconds % _SECONDS[unit] == 0:
-            return f"{seconds / _SECONDS[unit]:.0f}{unit}"
-    return f"{round(seconds * 1000)}ms" if seconds else "0"
+        if milliseconds and milliseconds % _MILLISECONDS[unit] == 0:
+            return f"{milliseconds // _MILLISECONDS[unit]}{unit}"
+    return f"{milliseconds}ms" if milliseconds else "0"
 
 
 def read_size(text: str) -> int:
@@ -217,6 +221,12 @@ def _read_path(text: str) -> str:
     return text
 
 
+def _read_word(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{0,64}", text):
+        raise ValueError(f"'{text}' is no name of a user or group")
+    return text
+
+
 YES_NO = Kind("yes | no", _read_yes_no, lambda value: "yes" if value else "no")
 FILE_MODE = Kind("file mode", _read_mode, lambda value: f"{value:04o}")
 WAITS = Kind("duration or low..high", _read_waits, _show_waits)
@@ -225,4 +235,6 @@ NETWORKS = Kind("networks", _read_networks, lambda value: ", ".join(map(str, val
 ADDRESSES = Kind("addresses", parse_addresses, lambda value: ", ".join(map(str, value)))
 LOCAL_ADDRESS = Kind("address", _read_local_address, str)
 ROTATION = Kind("size x files", _read_rotation, lambda value: f"{show_size(value.size)} x {value.files}")
+WORD = Kind("name", _read_word, str)
+LOG = Kind("stderr | syslog | journal | path", _read_path, str)
 PATH = Kind("path", _read_path, str)

@@ -11,7 +11,7 @@ from typing import Any
 from relayd.address import rebased
 from relayd.config import checks, ini
 from relayd.config.expand import expand, is_secret
-from relayd.config.keys import DAEMON_KEYS, MODES, RELAY_KEYS, Key
+from relayd.config.keys import DAEMON_KEYS, LOG_NAMES, MODES, RELAY_KEYS, Key
 from relayd.config.settings import Config, RelayConfig, dependent_default
 from relayd.errors import ConfigError, Problem, did_you_mean
 
@@ -25,22 +25,28 @@ _WRONG = object()  # stands for a value that could not be made out, and was comp
 Entries = Mapping[str, "tuple[str, str]"]  # key -> (value as written, place)
 
 
-def load_file(path: str, environ: Mapping[str, str]) -> Config:
-    """Return what a configuration file says; raises ConfigError with all that is wrong in it."""
+def load_file(path: str, environ: Mapping[str, str], daemon: bool = False) -> Config:
+    """Return what a configuration file says; raises ConfigError with all that is wrong in it.
+
+    A `daemon` has no terminal for its log and dumps.
+    """
     loader = _Loader(environ)
     sections = loader.read(path)
-    daemon: Entries = {}
+    own: Entries = {}
     defaults: Entries = {}
     for section in sections:
         if section.name == "relayd":
-            daemon = section.entries
+            own = section.entries
         elif section.name == "defaults":
             defaults = section.entries
-    values = loader.values(daemon, DAEMON_KEYS, "", os.path.dirname(os.path.abspath(path)))
-    sections += loader.included(path, values.pop("include"))
+    directory = os.path.dirname(os.path.abspath(path))
+    values = loader.daemon_values(own, directory)
+    sections += loader.included(path, values.pop("include", ""))
     relays = loader.relays(sections, defaults)
     if not relays and not loader.problems:
         loader.complain("no relay is defined; write a section [relay NAME] with source and destination", path)
+    if daemon:
+        loader.check_detached(values, relays)
     return loader.finish(values, relays, path)
 
 
@@ -49,9 +55,9 @@ def load_command_line(options: Sequence[tuple[str, str, str]], environ: Mapping[
     loader = _Loader(environ, of_words=True)
     entries = {key: (value, word) for key, value, word in options}
     directory = os.getcwd()
-    values = loader.values({}, DAEMON_KEYS, "", directory)
-    values.pop("include")
-    relay = loader.relay(_COMMAND_LINE_RELAY, "", entries, {}, directory)
+    values = loader.daemon_values({}, directory)
+    del values["include"]
+    relay = loader.relay(_COMMAND_LINE_RELAY, "", entries, {})
     return loader.finish(values, [relay] if relay else [], "")
 
 
@@ -68,42 +74,71 @@ class _Loader:
         """`of_words`: what is loaded is a command line, where the word says which key is meant."""
         self._environ = environ
         self._of_words = of_words
-        self.problems: list[Problem] = []
+        self.problems: dict[Problem, None] = {}  # in the order they were found, each once
         self._places: dict[tuple[str, str], str] = {}  # (relay, key) -> where its value stands
+        self._secrets: set[tuple[str, str]] = set()  # (relay, key) whose value nobody may see
+        self._known: dict[tuple[str, str, str], Any] = {}  # (key, text, directory) -> value: defaults recur
 
     def complain(self, text: str, place: str, relay: str = "", key: str = "") -> None:
         """Note a problem; the same one is told once."""
-        problem = Problem(text, place) if self._of_words else Problem(text, place, relay, key)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self.problems[Problem(text, place) if self._of_words else Problem(text, place, relay, key)] = None
+
+    def complain_of_value(self, text: str, relay: str, key: str) -> None:
+        """Note what is wrong with a value that was read; of a secret no more is said than that."""
+        place = self._places.get((relay, key)) or self._places.get((relay, ""), "")
+        if (relay, key) in self._secrets:
+            text = "what the file holds cannot be used here; it is a secret, so no more is said of it"
+        self.complain(text, place, relay, key)
 
     def finish(self, values: Mapping[str, Any], relays: Sequence[RelayConfig], path: str) -> Config:
         """Check the whole; raises ConfigError where anything is wrong."""
 
-        def complain(relay: str, key: str, text: str) -> None:
-            self.complain(text, self._places.get((relay, key)) or self._places.get((relay, ""), path), relay, key)
-
         for relay in relays:
-            checks.check_relay(relay, complain)
-        checks.check_together([relay for relay in relays if relay.enabled], complain)
+            checks.check_relay(relay, self.complain_of_value)
+        checks.check_together([relay for relay in relays if relay.enabled], self.complain_of_value)
         if self.problems:
             raise ConfigError(sorted(self.problems, key=_position))
         return Config(relays=tuple(relays), path=path, **values)
 
+    def check_detached(self, values: Mapping[str, Any], relays: Sequence[RelayConfig]) -> None:
+        """Complain of what needs a terminal."""
+        if values.get("log") == "stderr":
+            self.complain(
+                "a daemon has no stderr; choose syslog, journal or a path", self._places["", "log"], "", "log"
+            )
+        for relay in relays:
+            if relay.dump != "off" and not relay.dump_file:
+                place = self._places.get((relay.name, "dump"), "")
+                self.complain("a daemon has no standard output; set dump_file as well", place, relay.name, "dump")
+
     # -- files ----------------------------------------------------------------------------------
 
-    def read(self, path: str) -> list[ini.Section]:
-        """Return a file's sections; an unreadable file has none."""
+    def read(self, path: str, include: str = "") -> list[ini.Section]:
+        """Return a file's sections; an unreadable file has none. `include`: the place that names it."""
         try:
             text = ini.read_text(path)
         except ValueError as error:
-            self.complain(str(error), path)
+            if include:
+                self.complain(f"{path} {error}", include, key="include")
+            else:
+                self.complain(str(error), path)
             return []
         sections, problems = ini.parse(text, path)
-        self.problems += problems
+        self.problems.update(dict.fromkeys(problems))
         for section in sections:
             self._check_section(section)
         return sections
+
+    def daemon_values(self, entries: Entries, directory: str) -> dict[str, Any]:
+        """Return the values of [relayd], its paths as seen from `directory`."""
+        values = self.values(entries, DAEMON_KEYS, "")
+        runtime = self._environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+        if runtime and "control" not in entries:
+            values["control"] = os.path.join(runtime, "control.sock")
+        for key in ("pidfile", "chroot", "control", "log"):
+            if values.get(key, "") not in ("", *LOG_NAMES):
+                values[key] = os.path.normpath(os.path.join(directory, values[key]))
+        return values
 
     def included(self, path: str, pattern: str) -> list[ini.Section]:
         """Return the [relay NAME] sections of the files that the pattern names, in the order of their names."""
@@ -119,7 +154,7 @@ class _Loader:
             if os.path.realpath(included) == os.path.realpath(path):
                 self.complain(f"{included} includes itself", place, key="include")
                 continue
-            for section in self.read(included):
+            for section in self.read(included, place):
                 if section.name.startswith("relay "):
                     sections.append(section)
                 else:
@@ -149,7 +184,7 @@ class _Loader:
         relays = []
         places: dict[str, str] = {}
         # A mistake in [defaults] is told there once, not in every relay.
-        sound = self.values(defaults, RELAY_KEYS, "", os.getcwd(), required=False)
+        sound = self.values(defaults, RELAY_KEYS, "", required=False)
         defaults = {name: entry for name, entry in defaults.items() if name in sound}
         for section in sections:
             kind, _, name = section.name.partition(" ")
@@ -159,19 +194,19 @@ class _Loader:
                 self.complain(f"[relay {name}] stands at {places[name]} already; rename one", section.place)
                 continue
             places[name] = section.place
-            directory = os.path.dirname(os.path.abspath(section.place.rpartition(":")[0]))
-            relay = self.relay(name, section.place, section.entries, defaults, directory)
+            relay = self.relay(name, section.place, section.entries, defaults)
             relays += [relay] if relay else []
         if len(places) > RELAYS_MAX:
             self.complain(f"{len(places)} relays; one daemon runs {RELAYS_MAX} at most", sections[0].place)
         return relays
 
-    def relay(self, name: str, place: str, entries: Entries, defaults: Entries, directory: str) -> RelayConfig | None:
+    def relay(self, name: str, place: str, entries: Entries, defaults: Entries) -> RelayConfig | None:
         """Return one relay's settings, None where they cannot be made out."""
         self._places[name, ""] = place
         given = {**defaults, **entries}
-        values = self.values(given, RELAY_KEYS, name, directory)
+        values = self.values(given, RELAY_KEYS, name)
         for key in {"source", "destination"} & values.keys():
+            directory = self._directory(given[key][1])
             values[key] = tuple(rebased(address, directory) for address in values[key])
         if "mode" in values:
             self._check_roles(values, entries, name)
@@ -179,6 +214,7 @@ class _Loader:
             return None
         values = {RELAY_KEYS[key].field: value for key, value in values.items()}
         if values["dump_file"]:
+            directory = self._directory(given["dump_file"][1])
             values["dump_file"] = os.path.normpath(os.path.join(directory, values["dump_file"]))
         secrets = frozenset(key for key, (text, _) in given.items() if is_secret(text))
         return RelayConfig(name=name, secret_keys=secrets, **values)
@@ -191,7 +227,7 @@ class _Loader:
             for address in values.get(end, ()):
                 problem = checks.address_problem(address, end, role)
                 if problem:
-                    self.complain(problem, self._places[relay, end], relay, end)
+                    self.complain_of_value(problem, relay, end)
         # A key without effect is an error: whoever wrote `deny` counts on it.
         for name, (_, place) in entries.items():
             only_for = RELAY_KEYS[name].only_for if name in RELAY_KEYS else ""
@@ -201,9 +237,7 @@ class _Loader:
 
     # -- values ---------------------------------------------------------------------------------
 
-    def values(
-        self, entries: Entries, table: Mapping[str, Key], relay: str, directory: str, required: bool = True
-    ) -> dict[str, Any]:
+    def values(self, entries: Entries, table: Mapping[str, Key], relay: str, required: bool = True) -> dict[str, Any]:
         """Return the table's values by key, of the entries or by default; what is wrong is left out.
 
         Without `required` only what the entries have is returned.
@@ -216,7 +250,7 @@ class _Loader:
             if name in entries:
                 text, place = entries[name]
                 self._places[relay, name] = place
-                value = self._value(key, text, place, relay, directory)
+                value = self._value(key, text, place, relay)
             elif not required:
                 continue
             elif key.default is None:
@@ -229,28 +263,41 @@ class _Loader:
                 values[name] = value
         return values
 
-    def _value(self, key: Key, text: str, place: str, relay: str, directory: str) -> Any:
-        try:
-            expanded = expand(text, self._environ, directory)
-        except ValueError as error:
-            self.complain(str(error), place, relay, key.name)
-            return _WRONG
-        try:
-            return key.kind.read(expanded)
-        except ValueError as error:
-            # What a secret file holds must not come out in a message either.
-            what = f"what the file holds is no {key.kind.name}" if is_secret(text) else str(error)
-            self.complain(what, place, relay, key.name)
-            return _WRONG
+    def _value(self, key: Key, text: str, place: str, relay: str) -> Any:
+        """Return a value as it is given, _WRONG where it cannot be made out, which is complained of."""
+        directory = self._directory(place) if is_secret(text) else ""
+        if is_secret(text):
+            self._secrets.add((relay, key.name))
+        known = (key.name, text, directory)
+        if known not in self._known:
+            try:
+                value = expand(text, self._environ, directory)
+            except ValueError as error:
+                self.complain(str(error), place, relay, key.name)
+                return _WRONG
+            try:
+                self._known[known] = key.kind.read(value)
+            except ValueError as error:
+                self.complain_of_value(str(error), relay, key.name)
+                return _WRONG
+        return self._known[known]
+
+    def _directory(self, place: str) -> str:
+        """Return the directory of the file that a place is in: paths are as seen from there."""
+        return os.getcwd() if self._of_words else os.path.dirname(os.path.abspath(place.rpartition(":")[0]))
 
     def _default(self, key: Key, values: Mapping[str, Any]) -> Any:
-        if not key.default_help:
-            return key.kind.read(key.default or "")
-        if not {"mode", "source", "destination"} <= values.keys() or (
-            key.name == "stall_timeout" and "overflow" not in values
-        ):
-            return _WRONG  # what it depends on is wrong, and that is said
-        return key.kind.read(dependent_default(key.name, values))
+        text = key.default or ""
+        if key.default_help and key.name in RELAY_KEYS:
+            if not {"mode", "source", "destination"} <= values.keys() or (
+                key.name == "stall_timeout" and "overflow" not in values
+            ):
+                return _WRONG  # what it depends on is wrong, and that is said
+            text = dependent_default(key.name, values)
+        known = (key.name, text, "default")
+        if known not in self._known:
+            self._known[known] = key.kind.read(text)
+        return self._known[known]
 
     def _complain_of_unknown(self, name: str, table: Mapping[str, Key], place: str, relay: str) -> None:
         other = DAEMON_KEYS if table is RELAY_KEYS else RELAY_KEYS

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relayd.address import Address, ReplayAddress
-from relayd.config.keys import CONNECT, LISTEN, MODES
+from relayd.config.keys import CONNECT, LISTEN, MODES, RELAY_KEYS
 from relayd.config.kinds import Waits
 from relayd.net.sockets import Keepalive
 from relayd.observe.dump import Rotation
 from relayd.policy.access import Network
+from relayd.policy.loops import End
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,22 @@ class RelayConfig:
         return MODES[self.mode][1]
 
     @property
-    def listening(self) -> tuple[Address, ...]:
-        """Every address that is listened on."""
-        source = self.source if self.source_role == LISTEN else ()
-        return source + (self.destination if self.destination_role == LISTEN else ())
+    def listening(self) -> list[tuple[End, Address]]:
+        """Every address that is listened on, and the end for which."""
+        return self._addresses(LISTEN)
+
+    @property
+    def connecting(self) -> list[tuple[End, Address]]:
+        """Every address that is connected to, and the end for which."""
+        return self._addresses(CONNECT)
+
+    def _addresses(self, role: str) -> list[tuple[End, Address]]:
+        source = self.source if self.source_role == role else ()
+        destination = self.destination if self.destination_role == role else ()
+        return [
+            *((End(self.name, is_source=True), address) for address in source),
+            *((End(self.name, is_source=False), address) for address in destination),
+        ]
 
     @property
     def unpaced(self) -> bool:
@@ -80,7 +93,16 @@ class RelayConfig:
 class Config:
     """Everything: the keys of DAEMON_KEYS, and the relays in the order of the text."""
 
+    pidfile: str
+    user: str
+    group: str
+    umask: int
+    chroot: str
+    log: str  # stderr, syslog, journal or a path; empty: by whether the process is in the foreground
     log_level: str
+    log_format: str
+    control: str
+    control_mode: int
     drain_timeout: float
     relays: tuple[RelayConfig, ...]
     path: str = ""  # the file it came from, "" for a command line
@@ -101,3 +123,13 @@ def dependent_default(name: str, values: Mapping[str, Any]) -> str:
     if name == "stall_timeout":
         return "0" if values["overflow"] == "block" else "60s"
     raise AssertionError(f"{name} has a fixed default")
+
+
+def shown(relay: RelayConfig) -> dict[str, str]:
+    """Return the relay's settings as they would be written, those that have an effect; secrets are not shown."""
+    roles = (f"source {relay.source_role}", f"destination {relay.destination_role}")
+    return {
+        key.name: "***" if key.name in relay.secret_keys else key.kind.show(getattr(relay, key.field))
+        for key in RELAY_KEYS.values()
+        if not key.only_for or key.only_for in roles
+    }

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from relayd.address import Address, ReplayAddress
-from relayd.endpoints.endpoint import LinkOwner, LinkTransport
+from relayd.endpoints.endpoint import Endpoint, EndpointState, LinkOwner, LinkTransport
 from relayd.endpoints.replay import ReplaySettings, ReplayTransport
 from relayd.net.connector import Connector
 from relayd.net.reactor import Reactor, TimerHandle
-from relayd.net.sockets import show_name
+from relayd.net.sockets import SocketOptions, link_name, show_name
 from relayd.net.transport import Transport
 from relayd.observe.log import BoundLog
 from relayd.policy.backoff import Backoff
@@ -27,6 +27,7 @@ class ConnectEndpoint:
         reactor: Reactor,
         addresses: Sequence[Address],
         connector: Connector,
+        options: SocketOptions,
         replay: ReplaySettings,
         backoff: Backoff,
         stable_after: float,
@@ -39,6 +40,7 @@ class ConnectEndpoint:
         self._reactor = reactor
         self._addresses = addresses
         self._connector = connector
+        self._options = options
         self._replay = replay
         self._backoff = backoff
         self._stable_after = stable_after
@@ -51,6 +53,9 @@ class ConnectEndpoint:
         self._errors: list[str] = []  # of the addresses tried in this round
         self._told = ""  # the error that the log has already
         self._attempts = 0
+        self._links = 0  # that have come up
+        self._linked = False
+        self._last_error = ""
         self._timer: TimerHandle | None = None
 
     @property
@@ -61,8 +66,26 @@ class ConnectEndpoint:
     def open(self) -> None:
         """Nothing can be refused here: what does not answer is tried again."""
 
+    def yield_ports(self, wanted: Container[Address]) -> None:
+        """There are none."""
+
+    def reclaim_ports(self) -> None:
+        """There are none."""
+
     def start(self) -> None:
-        self._attempt()
+        if not self._linked:
+            self._attempt()
+
+    def adopt(self, transport: LinkTransport, former: Endpoint) -> None:
+        self._linked = True
+        if isinstance(former, ConnectEndpoint):
+            self._links = former._links
+            self._next = self._addresses.index(former.address) if former.address in self._addresses else 0
+        transport.retune(self._options, self._linger_timeout)
+
+    def state(self) -> EndpointState:
+        name = "waiting" if self._timer is not None else "connecting"
+        return EndpointState(name, max(0, self._links - 1), self._last_error)
 
     def stop(self) -> None:
         self._stopped = True
@@ -76,7 +99,8 @@ class ConnectEndpoint:
         return f"replay:{os.path.basename(address.path)}" if isinstance(address, ReplayAddress) else str(address)
 
     def link_lost(self, transport: LinkTransport, reason: str) -> None:
-        self._guard.hung_up(transport.local)
+        self._guard.hung_up(link_name(transport.local, transport.peer))
+        self._linked = False
         if self._reactor.now - transport.since >= self._stable_after:
             self._backoff.reset()
         if not self._stopped:
@@ -102,14 +126,17 @@ class ConnectEndpoint:
 
     def _link_made(self, transport: LinkTransport) -> None:
         self._attempts = 0
-        self._errors, self._told = [], ""
+        self._links += 1
+        self._linked = True
+        self._errors, self._told, self._last_error = [], "", ""
         transport.start(self._owner.link_made(transport, self))
 
     def _failed(self, error: str) -> None:
         self._errors.append(error)
         if self._next + 1 < len(self._addresses):
             self._next += 1
-            self._attempt()
+            # In a turn of its own: hundreds of addresses that fail at once are no recursion.
+            self._timer = self._reactor.call_later(0.0, self._attempt)
             return
         self._next = 0
         self._wait()
@@ -118,6 +145,7 @@ class ConnectEndpoint:
         delay = self._backoff.next_delay()
         error, self._errors = "; ".join(self._errors), []
         # One line for each change of state, not for each attempt of a night.
+        self._last_error = error
         if error and error != self._told:
             self._told = error
             self._log.warning("connect_failed", address=",".join(map(str, self._addresses)), error=error)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from relayd.address import Address
+from relayd.net.sockets import SocketOptions
 from relayd.net.transport import Buffer, TransportProtocol
 from relayd.sink import Outgoing
 
@@ -26,6 +30,21 @@ class LinkTransport(Outgoing, Protocol):
     def resume_reading(self) -> None:
         """See Transport.resume_reading."""
 
+    def drain(self) -> None:
+        """See Transport.drain."""
+
+    def retune(self, options: SocketOptions, linger_timeout: float) -> None:
+        """See Transport.retune."""
+
+
+@dataclass(frozen=True)
+class EndpointState:
+    """What an end is about while it has no link: listening, connecting or waiting to connect again."""
+
+    name: str
+    reconnects: int  # links that came up after the first
+    last_error: str  # why the last attempt failed, "" after one that did not
+
 
 class Endpoint(Protocol):
     """One end of a relay."""
@@ -35,6 +54,18 @@ class Endpoint(Protocol):
 
     def start(self) -> None:
         """Begin to bring links."""
+
+    def yield_ports(self, wanted: Container[Address]) -> None:
+        """Stop listening on what is not wanted, until `reclaim_ports`."""
+
+    def reclaim_ports(self) -> None:
+        """Listen again on what was yielded; raises StartError."""
+
+    def adopt(self, transport: LinkTransport, former: Endpoint) -> None:
+        """Take over a link that another end, of the configuration before, has brought."""
+
+    def state(self) -> EndpointState:
+        """Return what the end is about."""
 
     def stop(self) -> None:
         """Bring no more, drop what is under way; links that are up stay."""
@@ -56,4 +87,4 @@ class LinkOwner(Protocol):
         """Take a link; return who is to be told of its life."""
 
 
-__all__ = ["Buffer", "Endpoint", "LinkOwner", "LinkTransport"]
+__all__ = ["Buffer", "Endpoint", "EndpointState", "LinkOwner", "LinkTransport"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from relayd.address import Address
-from relayd.endpoints.endpoint import LinkOwner, LinkTransport
+from relayd.endpoints.endpoint import Endpoint, EndpointState, LinkOwner, LinkTransport
 from relayd.errors import StartError
 from relayd.net.acceptor import Acceptor
-from relayd.net.listener import Listener, ListenSettings, open_listener
+from relayd.net.listener import Listener, ListenerPool, ListenSettings
 from relayd.net.reactor import Reactor
-from relayd.net.sockets import reset, show_name
+from relayd.net.sockets import link_name, name_of, reset, show_name
 from relayd.net.transport import Transport
 from relayd.observe.counters import Counters
 from relayd.observe.log import BoundLog
@@ -67,6 +67,7 @@ class ListenEndpoint:
         self,
         reactor: Reactor,
         addresses: Sequence[Address],
+        pool: ListenerPool,
         settings: ListenSettings,
         linger_timeout: float,
         admission: Admission,
@@ -79,6 +80,7 @@ class ListenEndpoint:
         """`linger_timeout` in seconds, see Transport."""
         self._reactor = reactor
         self._addresses = addresses
+        self._pool = pool
         self._settings = settings
         self._linger_timeout = linger_timeout
         self._admission = admission
@@ -87,59 +89,99 @@ class ListenEndpoint:
         self._owner = owner
         self._counters = counters
         self._log = log
-        self._listeners: list[Listener] = []
-        self._acceptors: list[Acceptor] = []
+        self._refusals = log.bind(end="source" if end.is_source else "destination")
+        self._listeners: dict[Address, Listener] = {}
+        self._acceptors: dict[Address, list[Acceptor]] = {}
 
     def open(self) -> None:
         """Listen on all addresses, or on none: raises StartError with every reason."""
+        try:
+            self._take()
+        except StartError:
+            self.stop()
+            raise
+
+    def _take(self) -> None:
+        """Take the addresses that are not taken yet; raises StartError with every reason."""
         reasons: list[str] = []
         for address in self._addresses:
+            if address in self._listeners:
+                continue
             try:
-                self._listeners.append(open_listener(address, self._settings))
+                self._listeners[address] = self._pool.take(address, self._settings)
             except StartError as error:
                 reasons += error.reasons
         if reasons:
-            self.stop()
             raise StartError(reasons)
 
     def start(self) -> None:
-        for listener in self._listeners:
-            self._log.info("listening", address=listener.address)
-            for sock in listener.sockets:
-                acceptor = Acceptor(self._reactor, sock, self._accepted, self._exhausted)
-                self._acceptors.append(acceptor)
-                acceptor.start()
+        for address, listener in self._listeners.items():
+            if address not in self._acceptors:
+                listener.retune(self._settings)
+                self._log.info("listening", address=address)
+                self._acceptors[address] = [
+                    Acceptor(self._reactor, sock, self._accepted, self._exhausted) for sock in listener.sockets
+                ]
+                for acceptor in self._acceptors[address]:
+                    acceptor.start()
+
+    def yield_ports(self, wanted: Container[Address]) -> None:
+        for address in [address for address in self._listeners if address not in wanted]:
+            self._give_back(address)
+
+    def reclaim_ports(self) -> None:
+        self._take()
+        self.start()
+
+    def adopt(self, transport: LinkTransport, former: Endpoint) -> None:
+        self._admission.entered(transport.peer)
+        transport.retune(self._settings.options, self._linger_timeout)
 
     def stop(self) -> None:
-        for acceptor in self._acceptors:
+        for address in list(self._listeners):
+            self._give_back(address)
+
+    def _give_back(self, address: Address) -> None:
+        for acceptor in self._acceptors.pop(address, ()):
             acceptor.close()
-        for listener in self._listeners:
-            listener.close()
-        self._acceptors, self._listeners = [], []
+        self._pool.give_back(self._listeners.pop(address))
 
     def peer_name(self, transport: LinkTransport) -> str:
         return show_name(transport.peer)
 
+    def state(self) -> EndpointState:
+        return EndpointState("listening", 0, "")
+
     def link_lost(self, transport: LinkTransport, reason: str) -> None:
         self._admission.left(transport.peer)
-        self._guard.left(transport.peer)
+        self._guard.left(link_name(transport.peer, transport.local))
 
     def _accepted(self, sock: socket.socket, peer: Any) -> None:
-        reason = self._refusal(peer)
+        reason = self._refusal(sock, peer)
         if reason:
             reset(sock)
             self._counters.refused += 1
-            self._log.burst("refused", peer=show_name(peer), reason=reason)
+            self._refusals.burst("refused", peer=show_name(peer), reason=reason)
             return
         self._admission.entered(peer)
-        self._settings.options.apply(sock)
-        transport = Transport(self._reactor, sock, peer, self._linger_timeout)
-        transport.start(self._owner.link_made(transport, self))
+        try:
+            self._settings.options.apply(sock)
+            transport = Transport(self._reactor, sock, peer, self._linger_timeout)
+            transport.start(self._owner.link_made(transport, self))
+        except BaseException:
+            self._admission.left(peer)
+            self._guard.left(link_name(peer, name_of(sock.getsockname)))
+            reset(sock)
+            raise
 
-    def _refusal(self, peer: Any) -> str:
+    def _refusal(self, sock: socket.socket, peer: Any) -> str:
         """Return the first reason against the peer; the guard comes last, for it remembers whom it admits."""
         reason = self._admission.refusal(peer) or self._owner.refusal()
-        if reason or not isinstance(peer, tuple) or self._guard.admits(peer, self._end):
+        if (
+            reason
+            or not isinstance(peer, tuple)
+            or self._guard.admits(link_name(peer, name_of(sock.getsockname)), self._end)
+        ):
             return reason
         return "loop"
 

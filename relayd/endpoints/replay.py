@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import BufferedReader
 
 from relayd.address import ReplayAddress
 from relayd.net.reactor import Reactor, TimerHandle
+from relayd.net.sockets import SocketOptions
 from relayd.net.transport import Buffer, TransportProtocol
 
 # An unpaced replay delivers this much a turn, so that it shares the loop like any other source.
@@ -37,7 +38,7 @@ class ReplayTransport:
         self._reactor = reactor
         self._address = address
         self._settings = settings
-        self._file: BinaryIO = open(address.path, "rb")  # noqa: SIM115 - closed with the link
+        self._file: BufferedReader = open(address.path, "rb")  # noqa: SIM115 - closed with the link
         self._protocol: TransportProtocol | None = None
         self._timer: TimerHandle | None = None
         self._paused = False
@@ -60,8 +61,23 @@ class ReplayTransport:
     def send_all_of(self, buffers: Sequence[Buffer]) -> int:
         return sum(map(len, buffers))
 
+    def unacknowledged(self) -> int:
+        return 0
+
+    def drain(self) -> None:
+        """A file is never given up for another."""
+
     def watch_writing(self, wanted: bool) -> None:
-        """There is always room."""
+        """There is always room: to be told so in the next turn is what a socket would do."""
+        if wanted:
+            self._reactor.call_later(0.0, self._tell_ready)
+
+    def _tell_ready(self) -> None:
+        if self._protocol is not None and not self._closed:
+            self._protocol.ready_to_send()
+
+    def retune(self, options: SocketOptions, linger_timeout: float) -> None:
+        """There is no socket."""
 
     def pause_reading(self) -> None:
         self._paused = True
@@ -72,7 +88,7 @@ class ReplayTransport:
     def resume_reading(self) -> None:
         self._paused = False
         self._due = max(self._due, self._reactor.now)  # what was not sent in time is not hurried after
-        self._schedule(0.0)
+        self._schedule(self._due - self._reactor.now)
 
     def close(self, reason: str) -> None:
         if self._closed:
@@ -117,6 +133,6 @@ class ReplayTransport:
             data += self._file.readline(limit) if self._settings.whole else b""
         else:
             data = self._file.readline(limit)
-        if self._settings.whole and not data.endswith(b"\n") and len(data) < limit:
-            return data[: data.rfind(b"\n") + 1]
+        if self._settings.whole and not data.endswith(b"\n") and not self._file.peek(1):
+            return data[: data.rfind(b"\n") + 1]  # the last line of the file has no end, so it is no record
         return data

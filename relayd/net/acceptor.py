@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from relayd.net.reactor import READ, Reactor, TimerHandle
-from relayd.net.sockets import ACCEPT_AGAIN, EXHAUSTED, error_name
+from relayd.net.sockets import ACCEPT_AGAIN, error_name
 
 # Connections accepted a turn and listener. A burst of thousands then shares the loop with the
 # streams that run, some ten milliseconds at a time; the rest waits in the kernel's backlog.
 _ACCEPTS_PER_TURN = 64
 
-# Out of descriptors, the listener stays readable: an unguarded loop failed 350,000 times a second.
+# Out of descriptors or memory, the listener stays readable: an unguarded loop failed 350,000 times a second.
 _EXHAUSTED_PAUSE = 1.0
 
 
@@ -61,10 +61,9 @@ class Acceptor:
                 code = error.errno or 0
                 if code in ACCEPT_AGAIN:
                     continue
-                if code in EXHAUSTED:
-                    self._rest(error_name(code))
-                    return
-                raise
+                # EMFILE, ENFILE, ENOBUFS, ENOMEM: it will come back. And what nobody has thought of must not spin.
+                self._rest(error_name(code))
+                return
             sock.setblocking(False)
             self._accepted(sock, peer)
 

@@ -14,7 +14,7 @@ from typing import Any
 from relayd.address import TcpAddress, UnixAddress
 from relayd.net.reactor import WRITE, Reactor, TimerHandle
 from relayd.net.resolver import Answer, Found, Resolution, Resolver, literal
-from relayd.net.sockets import SocketOptions, name_of, reset, show_name
+from relayd.net.sockets import SocketOptions, link_name, name_of, reset, show_name
 from relayd.policy.loops import End, LoopGuard
 
 
@@ -119,7 +119,7 @@ class Connector:
             raise
         local = name_of(sock.getsockname)
         if family != socket.AF_UNIX:
-            self._guard.dialled(local, self._end)
+            self._guard.dialled(link_name(local, name), self._end)
         self._dial = _Dial(self, sock, name, local)
         self._set_timer(self._timed_out)
         self._reactor.set_interest(self._dial, WRITE)
@@ -173,7 +173,7 @@ class Connector:
             self._timer = None
         if self._dial is not None:
             dial, self._dial = self._dial, None
-            self._guard.hung_up(dial.local)
+            self._guard.hung_up(link_name(dial.local, dial.name))
             dial.closed = True
             self._reactor.forget(dial)
             reset(dial.sock)
@@ -202,4 +202,5 @@ class _Dial:
         raise AssertionError("a dial always waits for WRITE")
 
     def failed(self, error: Exception) -> None:
-        self._connector.completed(self, errno.EIO)
+        if not self.closed:  # else it was the new owner who raised, and the socket is his
+            self._connector.completed(self, errno.EIO)

@@ -1,7 +1,8 @@
-"""Opening listening sockets, and saying why one cannot be opened."""
+"""Listening sockets: opening them, sharing them over a reload, saying why one cannot be had."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from relayd.address import Address, TcpAddress, UnixAddress
 from relayd.errors import StartError
 from relayd.net.owner import listening_process
-from relayd.net.sockets import SocketOptions
+from relayd.net.sockets import SocketOptions, show_name
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,116 @@ class ListenSettings:
 
 
 class Listener:
-    """The listening sockets of one address; `close` closes them and removes a Unix socket's file."""
+    """The listening sockets of one address."""
 
-    def __init__(self, address: Address, sockets: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, address: Address, sockets: Sequence[socket.socket], settings: ListenSettings, adopted: bool
+    ) -> None:
+        """`adopted`: they are the service manager's, which keeps them when we go."""
         self.address = address
+        self._settings = settings
         self.sockets = tuple(sockets)
+        self.adopted = adopted
+        self.users = 0  # ends that accept on it; for the pool
         self._file = _identity(address.path) if isinstance(address, UnixAddress) else None
 
+    def retune(self, settings: ListenSettings) -> None:
+        """Apply what has changed and can be changed while listening."""
+        if settings == self._settings:
+            return
+        self._settings = settings
+        with contextlib.suppress(OSError):  # a socket file that is no longer ours keeps its mode
+            for sock in self.sockets:
+                settings.options.apply_sizes(sock)
+                sock.listen(settings.backlog)
+            if isinstance(self.address, UnixAddress) and not self.adopted:
+                os.chmod(self.address.path, settings.unix_mode)
+
     def close(self) -> None:
+        """Close the sockets, and remove a Unix socket's file where it is ours, and still there."""
         for sock in self.sockets:
             sock.close()
-        if isinstance(self.address, UnixAddress) and self._file == _identity(self.address.path):
-            os.unlink(self.address.path)
+        if not self.adopted and isinstance(self.address, UnixAddress) and self._file == _identity(self.address.path):
+            with contextlib.suppress(OSError):  # the directory is not ours any more
+                os.unlink(self.address.path)
 
 
-def open_listener(address: Address, settings: ListenSettings) -> Listener:
-    """Bind and listen on the address, on all that its name stands for; raises StartError."""
+class ListenerPool:
+    """All listening sockets of the process, by address.
+
+    A reload takes what the new configuration needs before it gives back what the old one had, so an
+    address that stays, in whatever relay, is never closed.  Sockets that the service manager has
+    passed are in the pool from the start, are taken by their address, and never closed.
+    """
+
+    def __init__(self, passed: Sequence[int] = ()) -> None:
+        """`passed` are the descriptors of the service manager's listening sockets."""
+        self._adopted = [_adopted(fd) for fd in passed]
+        self._listeners: dict[Address, Listener] = {}
+
+    def take(self, address: Address, settings: ListenSettings) -> Listener:
+        """Return the listener of the address, opened where there is none; raises StartError.
+
+        One that is there keeps its settings until somebody calls its `retune`: taking changes nothing.
+        """
+        listener = self._listeners.get(address)
+        try:
+            if listener is None:
+                listener = self._adopt(address, settings) or _open(address, settings)
+                self._listeners[address] = listener
+        except OSError as error:
+            raise StartError([f"cannot listen on {address}: {_explain(error, address)}"]) from error
+        listener.users += 1
+        return listener
+
+    def give_back(self, listener: Listener) -> None:
+        """One user less; the last one's listener is closed."""
+        listener.users -= 1
+        if not listener.users and not listener.adopted:
+            del self._listeners[listener.address]
+            listener.close()
+
+    def close(self) -> None:
+        """Close all there is: the process ends, or could not begin. The service manager has copies of its own."""
+        for listener in self._listeners.values():
+            listener.close()
+        for sock in self._adopted:
+            sock.close()
+        self._listeners, self._adopted = {}, []
+
+    def unclaimed(self) -> list[str]:
+        """Return the names of passed sockets that no address has claimed."""
+        return [show_name(sock.getsockname()) for sock in self._adopted]
+
+    def _adopt(self, address: Address, settings: ListenSettings) -> Listener | None:
+        """Return a listener of passed sockets for the address, None where none was passed."""
+        found = [sock for sock in self._adopted if _listens_for(sock, address)]
+        if not found:
+            return None
+        self._adopted = [sock for sock in self._adopted if sock not in found]
+        return Listener(address, found, settings, adopted=True)
+
+
+def _adopted(fd: int) -> socket.socket:
+    os.set_inheritable(fd, False)  # they come without CLOEXEC
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(False)
+    return sock
+
+
+def _listens_for(sock: socket.socket, address: Address) -> bool:
+    name = sock.getsockname()
+    if isinstance(address, UnixAddress):
+        return bool(name == address.path)
+    if not isinstance(address, TcpAddress) or not isinstance(name, tuple) or name[1] != address.port:
+        return False
+    # A unit's ListenStream=PORT is one socket on [::] that takes IPv4 too, so it is the whole of ":port".
+    wanted = ("::", "0.0.0.0") if not address.host else [found[0] for _, found in _names(address)]
+    return name[0] in wanted
+
+
+def _open(address: Address, settings: ListenSettings) -> Listener:
+    """Bind and listen on the address, on all that its name stands for; raises OSError."""
     sockets: list[socket.socket] = []
     try:
         if isinstance(address, UnixAddress):
@@ -53,11 +148,11 @@ def open_listener(address: Address, settings: ListenSettings) -> Listener:
                     if not address.host and error.errno in _NO_IPV6 and family == socket.AF_INET6:
                         continue  # every address of this machine, and it has no IPv6
                     raise
-        return Listener(address, sockets)
-    except OSError as error:
+    except OSError:
         for sock in sockets:
             sock.close()
-        raise StartError([f"cannot listen on {address}: {_explain(error, address)}"]) from error
+        raise
+    return Listener(address, sockets, settings, adopted=False)
 
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)

@@ -19,7 +19,7 @@ import selectors
 import socket
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -33,7 +33,7 @@ _SWEEP_AT = 512
 # How often handles that are registered for nothing are looked at, in seconds (see `set_interest`).
 _DORMANT_CHECK = 1.0
 
-_WAKE_UP = b"\0"  # no signal has the number 0
+_WAKE_UP = b"\0"
 
 
 class Handler(Protocol):
@@ -71,6 +71,32 @@ class TimerHandle:
             self._reactor.timer_cancelled()
 
 
+class Lag:
+    """How late the loop is: a turn that lasts long lets everybody wait who is not in it."""
+
+    __slots__ = ("_limit", "_told", "last", "max")
+
+    def __init__(self) -> None:
+        self.last = 0.0  # seconds: how late the turn's first timer was, or how long the turn took
+        self.max = 0.0
+        self._limit = float("inf")
+        self._told: Callable[[float, str], None] = lambda seconds, ran: None
+
+    def tell(self, limit: float, told: Callable[[float, str], None]) -> None:
+        """Call `told(seconds, what ran)` for each turn that is later than `limit` seconds."""
+        self._limit = limit
+        self._told = told
+
+    def note(self, seconds: float, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """A turn is over (for the reactor)."""
+        self.last = seconds
+        if seconds > self.max:
+            self.max = seconds
+        if seconds > self._limit:
+            kinds = Counter(type(key.data).__name__ for key, _ in ready)
+            self._told(seconds, ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "timers")
+
+
 class Reactor:
     """Readiness, timers and wake-ups for everything in the process."""
 
@@ -90,6 +116,7 @@ class Reactor:
         self._dormant: set[Handler] = set()
         self._dormant_timer: TimerHandle | None = None
         self._running = False
+        self.lag = Lag()
         self._waker = _Waker(self)
 
     def on_failure(self, failed: Callable[[Exception], None]) -> None:
@@ -170,19 +197,23 @@ class Reactor:
         """A non-blocking descriptor for signal.set_wakeup_fd."""
         return self._waker.write_fd
 
-    def on_signal(self, callback: Callable[[int], None]) -> None:
-        """Have `callback(number)` called in the loop for each signal that came through `wakeup_fd`."""
-        self._waker.signalled = callback
+    def on_wakeup(self, callback: Callable[[], None]) -> None:
+        """Have `callback()` called in the loop after each wake-up."""
+        self._waker.woken = callback
+
+    def wake(self) -> None:
+        """End the wait, or the next one; may be called from a signal handler and from another thread."""
+        self._waker.wake()
 
     def post(self, callback: Callable[[], None]) -> None:
         """Have `callback` called in the loop; the one method that another thread may call."""
         self._posted.append(callback)
-        self._waker.wake()
+        self.wake()
 
     def run_posted(self) -> None:
-        """Call what other threads have posted (for the waker)."""
-        while self._posted:
-            self._guard(self._posted.popleft())
+        """Call what other threads have posted by now (for the waker)."""
+        for _ in range(len(self._posted)):
+            self.guard(self._posted.popleft())
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:
         """Call `callback` when everything of this turn is done: the place to free things."""
@@ -209,6 +240,7 @@ class Reactor:
         """Wait for something to do, `max_wait` seconds at most, and do it."""
         ready = self._selector.select(self._wait_time(max_wait))
         self.now = self._clock()
+        late = self.now - self._timers[0][0] if self._timers else 0.0
         for key, events in ready:
             handler: Handler = key.data
             if handler.closed:
@@ -221,7 +253,8 @@ class Reactor:
         while self._freed:
             freed, self._freed = self._freed, []
             for callback in freed:
-                self._guard(callback)
+                self.guard(callback)
+        self.lag.note(max(late, self._clock() - self.now), ready)
 
     def _wait_time(self, max_wait: float | None) -> float | None:
         if self._freed or self._posted:
@@ -244,7 +277,7 @@ class Reactor:
             if callback is None:
                 self._cancelled -= 1
             else:
-                self._guard(callback)
+                self.guard(callback)
 
     def _deliver(self, handler: Handler, callback: Callable[[], None]) -> None:
         try:
@@ -254,9 +287,10 @@ class Reactor:
 
     def _handler_failed(self, handler: Handler, error: Exception) -> None:
         self._failed(error)
-        self._guard(lambda: handler.failed(error))
+        self.guard(lambda: handler.failed(error))
 
-    def _guard(self, callback: Callable[[], None]) -> None:
+    def guard(self, callback: Callable[[], None]) -> None:
+        """Call something of somebody's; what it raises is reported and stops nobody else."""
         try:
             callback()
         except Exception as error:
@@ -273,7 +307,7 @@ class _Waker:
 
     def __init__(self, reactor: Reactor) -> None:
         self.closed = False
-        self.signalled: Callable[[int], None] = lambda number: None
+        self.woken: Callable[[], None] = lambda: None
         self._reactor = reactor
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
@@ -291,18 +325,15 @@ class _Waker:
             return  # full of wake-ups that were not yet read: one more says nothing new
 
     def ready(self, events: int) -> None:
-        received = self._reader.recv(4096)
+        self._reader.recv(4096)
         self._reactor.run_posted()
-        # The kernel and Python fold a storm of one signal into a few bytes; we fold them into one.
-        for number in dict.fromkeys(received):
-            if number:
-                self.signalled(number)
+        self.woken()
 
     def hung_up(self) -> None:
         raise AssertionError("both ends of the wake-up pair are ours")
 
     def failed(self, error: Exception) -> None:
-        """A posted callback cannot get here, a signal's may; the pair itself stays in use."""
+        """What was woken raised; the pair itself stays in use."""
 
     def close(self) -> None:
         self.closed = True

@@ -9,6 +9,8 @@ stand in the way of living ones; literal addresses never come here.
 
 from __future__ import annotations
 
+import errno
+import functools
 import socket
 import threading
 from collections import deque
@@ -77,7 +79,11 @@ class Resolver:
     def _begin(self, key: tuple[str, int]) -> None:
         self._threads += 1
         # A daemon thread: a look-up that hangs must not keep the process from ending.
-        threading.Thread(target=self._look_up, args=key, name=f"resolve {key[0]}", daemon=True).start()
+        try:
+            threading.Thread(target=self._look_up, args=key, name=f"resolve {key[0]}", daemon=True).start()
+        except RuntimeError as error:  # the process may have no more threads
+            failure = OSError(errno.EAGAIN, str(error))
+            self._reactor.post(lambda: self._answered(key, failure))
 
     def _look_up(self, host: str, port: int) -> None:
         """Run in a thread."""
@@ -94,7 +100,7 @@ class Resolver:
         if self._waiting:
             self._begin(self._waiting.popleft())
         for resolution in self._wanted.pop(key):
-            resolution.answer(answer)
+            self._reactor.guard(functools.partial(resolution.answer, answer))
 
 
 def literal(host: str, port: int) -> Found:

@@ -23,14 +23,12 @@ ACCEPT_AGAIN = frozenset({
     errno.ETIMEDOUT,
 })  # fmt: skip
 
-# The process or the host has no more of something; it will come back, so wait instead of spinning.
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: close sends RST, socket(7)
 
 # TCP_USER_TIMEOUT (tcp(7)) also kills a living peer whose window is closed. It stands above our own
 # stall timer by this factor so that ours, which can give the reason, is the one that fires.
-_USER_TIMEOUT_FACTOR = 1.25
+_USER_TIMEOUT_FACTOR = 1.5
+_INT_MAX = 2**31 - 1  # what setsockopt takes
 
 
 @dataclass(frozen=True)
@@ -60,19 +58,17 @@ class SocketOptions:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
 
     def apply(self, sock: socket.socket) -> None:
-        """Set what belongs on a connected socket."""
+        """Set what belongs on a connected socket, whatever was set before."""
         if sock.family == socket.AF_UNIX:
             return  # no packets, no dead peers: the kernel knows both ends
-        if self.nodelay:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self.nodelay)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, self.keepalive is not None)
         if self.keepalive:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive.idle)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self.keepalive.interval)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, self.keepalive.probes)
-        if self.stall_timeout:
-            milliseconds = int(self.stall_timeout * _USER_TIMEOUT_FACTOR * 1000)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        milliseconds = min(int(self.stall_timeout * _USER_TIMEOUT_FACTOR * 1000), _INT_MAX)  # 0: the kernel's own
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def reset(sock: socket.socket) -> None:
@@ -97,6 +93,15 @@ def name_of(call: Callable[[], Any]) -> Any:
         return call()
     except OSError:
         return None
+
+
+def link_name(connecting: Any, listening: Any) -> tuple[Any, Any]:
+    """Return what both ends of a TCP link call it: their hosts and ports, IPv4-mapped ones as IPv4."""
+    return _plain(connecting), _plain(listening)
+
+
+def _plain(name: Any) -> Any:
+    return (name[0].removeprefix("::ffff:"), name[1]) if isinstance(name, tuple) else name
 
 
 def show_name(name: Any) -> str:

@@ -14,6 +14,7 @@ Whatever the way, `connection_lost(reason)` comes exactly once, at the end of a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import socket
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, Union
 
 from relayd.net.reactor import READ, WRITE, Reactor, TimerHandle
-from relayd.net.sockets import BROKEN, error_name, name_of, reset, show_name
+from relayd.net.sockets import BROKEN, SocketOptions, error_name, name_of, reset, show_name
 
 Buffer = Union[bytes, memoryview]
 
@@ -94,6 +95,13 @@ class Transport:
         self._protocol = protocol
         self._update_interest()
 
+    def retune(self, options: SocketOptions, linger_timeout: float) -> None:
+        """Apply other settings to a connection that is up; a dead one is let be."""
+        self._linger_timeout = linger_timeout
+        with contextlib.suppress(OSError):
+            options.apply_sizes(self._sock)
+            options.apply(self._sock)
+
     # -- sending --------------------------------------------------------------------------------
 
     def send(self, data: Buffer) -> int:
@@ -128,8 +136,13 @@ class Transport:
 
     def unacknowledged(self) -> int:
         """Return how many bytes the kernel has taken that the peer's has not acknowledged; tcp(7)."""
-        packed = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-        return int(struct.unpack("i", packed)[0])
+        return _waiting(self._sock, termios.TIOCOUTQ)
+
+    def check(self) -> None:
+        """Look whether the connection broke, for one that nothing is asked of; then it is lost like any other."""
+        code = 0 if self.closed else self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._broken(OSError(code, ""))
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -142,6 +155,15 @@ class Transport:
         """Undo `pause_reading`."""
         self._paused = False
         self._update_interest()
+
+    def drain(self) -> None:
+        """Read what has come by now, even while paused, its end included: the link is about to be given up."""
+        end = self.bytes_read + _waiting(self._sock, termios.FIONREAD)
+        while self.open and not self._eof:
+            before = self.bytes_read
+            self._read()
+            if self.bytes_read == before or self.bytes_read > end:
+                return  # nothing more has come, or it came after we were asked
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -190,8 +212,8 @@ class Transport:
         and reading it on resumption ends in the error.
         """
         if self._eof:
-            code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self._broken(OSError(code or errno.ECONNRESET, ""))
+            self.check()
+            self.abort("reset")
 
     def failed(self, error: Exception) -> None:
         self.abort("internal")
@@ -266,3 +288,8 @@ class Transport:
         protocol, self._protocol = self._protocol, None
         if protocol is not None:
             protocol.connection_lost(self._reason)
+
+
+def _waiting(sock: socket.socket, queue: int) -> int:
+    """Return the bytes in the kernel's receive queue (FIONREAD) or send queue (TIOCOUTQ); tcp(7), unix(7)."""
+    return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), queue, b"\0\0\0\0"))[0])

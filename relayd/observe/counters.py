@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class Tally(Protocol):
+    """What a sink counts for itself while it lives."""
+
+    sent: int
+    repeated: int
+    dropped: int
+    dropped_records: int
+
 
 class Counters:
-    """One relay's totals. At every moment, for every destination link that took part from the start:
+    """One relay's totals; those of its sinks are added when they go. For each sink, at every moment:
 
-    bytes_in == sent - repeated + dropped + queued
+    put == sent - repeated + dropped + queued
     """
 
     __slots__ = (
@@ -15,6 +27,8 @@ class Counters:
         "destination_links",
         "discarded",
         "dropped",
+        "dropped_records",
+        "records_in",
         "refused",
         "repeated",
         "returned",
@@ -27,9 +41,28 @@ class Counters:
         self.destination_links = 0
         self.refused = 0  # peers that were not let in, by any rule
         self.bytes_in = 0  # from sources, whole records only
+        self.records_in = 0  # 0 with a framing that has none
         self.bytes_out = 0  # taken by the kernel for destination links
         self.repeated = 0  # of bytes_out: sent again because a lost link had cut a record
         self.dropped = 0  # left queues without being sent
+        self.dropped_records = 0
         self.unframed = 0  # belonged to no record, either direction
         self.returned = 0  # sent back towards the source
         self.discarded = 0  # came from destination links that may not send back
+
+    def add(self, sink: Tally) -> None:
+        """A sink is gone: what it counted for itself becomes part of the totals."""
+        self.bytes_out += sink.sent
+        self.dropped += sink.dropped
+        self.dropped_records += sink.dropped_records
+        self.repeated += sink.repeated
+
+    def snapshot(self, living: Iterable[Tally]) -> dict[str, int]:
+        """Return the totals by name, with those of the sinks that are still there."""
+        totals = {name: getattr(self, name) for name in self.__slots__}
+        for sink in living:
+            totals["bytes_out"] += sink.sent
+            totals["dropped"] += sink.dropped
+            totals["dropped_records"] += sink.dropped_records
+            totals["repeated"] += sink.repeated
+        return totals

@@ -6,15 +6,16 @@ printable ASCII is ever written.  A dump never delays the stream.
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from relayd.errors import StartError
-from relayd.observe.log import BoundLog, WallClock, timestamp
-from relayd.observe.writer import LossyWriter, Scheduler
+from relayd.observe.log import BoundLog, WallClock
+from relayd.observe.targets import timestamp
+from relayd.observe.writer import LossyWriter, Scheduler, write_whole
 
 TO_DESTINATION = ">"
 TO_SOURCE = "<"
@@ -68,33 +69,85 @@ def render_raw(head: str, data: bytes) -> bytes:
 FORMATS: dict[str, Callable[[str, bytes], bytes]] = {"text": render_text, "hex": render_hex, "raw": render_raw}
 
 
+class DumpTarget(Protocol):
+    """Where a dump goes."""
+
+    def open(self) -> None:
+        """Make ready; raises StartError."""
+
+    def has_room(self) -> bool:
+        """Whether something would be taken now, as far as is known."""
+
+    def write(self, data: bytes) -> bool:
+        """Take the bytes whole, at once, or not at all."""
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name."""
+
+    def close(self) -> None:
+        """No more will come."""
+
+
+class DumpStream:
+    """A target that somebody else opens and closes: the standard output, an operator's connection."""
+
+    def __init__(self, write: Callable[[bytes], bool], has_room: Callable[[], bool]) -> None:
+        self.write = write
+        self.has_room = has_room
+
+    def open(self) -> None:
+        """It is open."""
+
+    def reopen(self) -> None:
+        """It has no name."""
+
+    def close(self) -> None:
+        """It stays open."""
+
+
 class Dump:
     """One relay's dump: renders what passes and hands it to a target that takes it or loses it."""
 
     def __init__(
-        self, relay: str, style: str, write: Callable[[bytes], bool], log: BoundLog, wall_clock: WallClock = time.time
+        self, relay: str, style: str, target: DumpTarget, log: BoundLog, wall_clock: WallClock = time.time
     ) -> None:
-        """`write` says whether it took the bytes, whole; see LossyWriter and DumpFile."""
         self._relay = relay
         self._render = FORMATS[style]
         self._bytes_alone = style == "raw"
-        self._write = write
+        self._target = target
         self._log = log
         self._wall_clock = wall_clock
         self._lost = 0  # bytes of the stream that the dump did not show since it last said so
 
     def show(self, data: bytes, direction: str, peer: str) -> None:
         """Dump a chunk that goes in `direction` and came from `peer`."""
-        head = f"{timestamp(self._wall_clock())} {self._relay} {direction} {peer}"
+        if not self._target.has_room():
+            self._lost += len(data)  # rendering costs more than the stream itself
+            return
+        # A peer may have chosen its own name: the path of a Unix socket.
+        shown = escaped(peer.encode("utf-8", "surrogateescape"))
+        head = f"{timestamp(self._wall_clock())} {self._relay} {direction} {shown}"
         rendered = self._render(head, data)
         if self._lost:
             notice = b"" if self._bytes_alone else f"{head} ... {self._lost} bytes are missing here\n".encode()
             rendered = notice + rendered
-        if not self._write(rendered):
+        if not self._target.write(rendered):
             self._lost += len(data)
         elif self._lost:
             self._log.warning("dump_lost", bytes=self._lost)
             self._lost = 0
+
+    def open(self) -> None:
+        """Make the target ready; raises StartError."""
+        self._target.open()
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name."""
+        self._target.reopen()
+
+    def close(self) -> None:
+        """Let go of the target."""
+        self._target.close()
 
 
 @dataclass(frozen=True)
@@ -109,7 +162,6 @@ class DumpFile:
     """A file that takes a dump, rotated by size: dump, dump.1, dump.2, the highest number the oldest."""
 
     def __init__(self, scheduler: Scheduler, path: str, rotation: Rotation, log: BoundLog) -> None:
-        """Open the file; raises StartError where it cannot be had."""
         self._scheduler = scheduler
         self._path = path
         self._rotation = rotation
@@ -118,10 +170,17 @@ class DumpFile:
         self._size = 0
         self._writer: LossyWriter | None = None
         self._suspended_until = 0.0
+
+    def open(self) -> None:
         try:
             self._open()
         except OSError as error:
-            raise StartError([f"cannot write dump_file {path}: {error.strerror}"]) from error
+            raise StartError([f"cannot write dump_file {self._path}: {error.strerror}"]) from error
+
+    def has_room(self) -> bool:
+        if self._writer is not None and self._fd >= 0:
+            return self._writer.has_room()
+        return self._fd >= 0 or self._scheduler.now >= self._suspended_until
 
     def write(self, data: bytes) -> bool:
         """Write the bytes whole; False where they are lost, because the disk is full or the reader slow."""
@@ -132,7 +191,8 @@ class DumpFile:
         try:
             if self._size and self._size + len(data) > self._rotation.size:
                 self._rotate()
-            self._append(data)
+            write_whole(self._fd, data)
+            self._size += len(data)
         except OSError as error:
             self._suspend(error)
             return False
@@ -141,8 +201,14 @@ class DumpFile:
             self._log.info("dump_resumed", file=self._path)
         return True
 
+    def reopen(self) -> None:
+        self.close()
+        try:
+            self._open()
+        except OSError as error:
+            self._suspend(error)
+
     def close(self) -> None:
-        """Close the file; harmless when it is closed already."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -155,14 +221,6 @@ class DumpFile:
         # Only a regular file is always ready. What is not (a FIFO, a terminal) has a queue before it.
         regular = os.path.isfile(self._path)
         self._writer = None if regular else LossyWriter(self._scheduler, self._fd)
-
-    def _append(self, data: bytes) -> None:
-        taken = os.write(self._fd, data)
-        if taken < len(data):
-            # The disk became full in the middle. Half a row is worse than none.
-            os.ftruncate(self._fd, self._size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._size += taken
 
     def _rotate(self) -> None:
         self.close()

@@ -33,6 +33,15 @@ class Scheduler(Protocol):
         """See Reactor.call_later."""
 
 
+def write_whole(fd: int, data: bytes) -> None:
+    """Append to a regular file whole or not at all; raises OSError. Half a row is worse than none."""
+    taken = os.write(fd, data)
+    if taken < len(data):
+        # The disk became full in the middle.
+        os.ftruncate(fd, os.fstat(fd).st_size - taken)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class LossyWriter:
     """A bounded queue before a descriptor; what does not fit is lost, and `lost` counts it."""
 
@@ -46,7 +55,11 @@ class LossyWriter:
         self._piece = _QUEUE_MAX if stat.S_ISREG(os.fstat(fd).st_mode) else _PIECE
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
-        self.lost = 0  # writes that were lost, until `take_lost`
+        self.lost = 0  # writes
+
+    def has_room(self) -> bool:
+        """Whether something more would be taken: what takes pains to make need not be made else."""
+        return not self._broken and self._queued < _QUEUE_MAX
 
     def write(self, data: bytes) -> bool:
         """Write or queue `data` whole; False where it had to be thrown away whole."""
@@ -57,13 +70,6 @@ class LossyWriter:
         self._queued += len(data)
         self.flush()
         return True
-
-    def take_lost(self) -> int:
-        """Return how many writes were lost since the last call, once there is room to say so."""
-        if not self.lost or self._queued:
-            return 0
-        lost, self.lost = self.lost, 0
-        return lost
 
     def flush(self) -> None:
         """Write what the descriptor takes now; the rest is tried again soon."""

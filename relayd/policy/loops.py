@@ -2,8 +2,8 @@
 
 Data flow between relays is a graph: an edge from A to B where a link leaves A and enters B.  A chain
 is legal, a circle multiplies the same bytes for ever.  A TCP link of our own is recognised by its
-name: the connecting end notes its local address before the peer can see it, and the accepting end
-looks for it among the peers that come in.
+two addresses: the connecting end notes them before the peer can see it, and the accepting end looks
+for them when it comes in.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def reaches(edges: Iterable[tuple[str, str]], start: str, goal: str) -> bool:
 class LoopGuard:
     """The links of this process that begin and end in it, while they live.
 
-    A name is what getsockname gives at the connecting end and accept at the listening one.
+    A name is the pair of the link's two addresses, the connecting end's first: a local port alone may
+    be shared by links to several peers.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class LoopGuard:
         self._edges: dict[Hashable, tuple[str, str]] = {}
 
     def dialled(self, name: Hashable, end: End) -> None:
-        """A connecting end has taken the local address `name`."""
+        """A connecting end has begun to dial."""
         self._dialled[name] = end
 
     def hung_up(self, name: Hashable) -> None:
@@ -65,7 +66,7 @@ class LoopGuard:
         self._dialled.pop(name, None)
 
     def admits(self, name: Hashable, end: End) -> bool:
-        """Whether a peer called `name` may come in at `end`; one that closes a circle may not."""
+        """Whether the peer of the link `name` may come in at `end`; one that closes a circle may not."""
         origin = self._dialled.get(name)
         edge = flow(origin, end) if origin else None
         if edge is None:
@@ -76,7 +77,7 @@ class LoopGuard:
         return True
 
     def left(self, name: Hashable) -> None:
-        """The accepted peer called `name` is gone."""
+        """The accepted link is gone."""
         self._edges.pop(name, None)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 
 # Descriptors that are not links: log, dumps, listeners, the reactor's own, look-ups, a reload.
 _RESERVE = 32
@@ -22,9 +23,10 @@ def raise_descriptor_limit() -> int:
 
 def fill_standard_descriptors() -> None:
     """Open /dev/null for those of 0, 1 and 2 that are closed, so that no socket gets their number."""
-    while True:
-        fd = os.open(os.devnull, os.O_RDWR)
-        if fd > 2:
-            os.close(fd)
-            return
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
+    os.close(fd)
+    # Python has None for those that were closed when it started; python-daemon asks for their fileno.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115

@@ -1,41 +1,229 @@
-"""Running the service in the foreground, from a configuration to an exit status."""
+"""The process around the service: from a configuration to an exit, in the foreground or as a daemon."""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable, MutableMapping
 
-from relayd.build import Surroundings
+from lockfile import AlreadyLocked, LockFailed
+
+from relayd.address import UnixAddress
+from relayd.build import Surroundings, listen_settings
 from relayd.config.settings import Config
+from relayd.controller import Controller
+from relayd.errors import StartError
+from relayd.net.listener import Listener, ListenerPool
 from relayd.net.reactor import Reactor
 from relayd.net.resolver import Resolver
-from relayd.observe.log import EventLog
+from relayd.observe.log import BoundLog, EventLog
+from relayd.observe.targets import LogTarget
 from relayd.observe.writer import LossyWriter
 from relayd.policy.loops import LoopGuard
+from relayd.process.daemonize import Caller, daemonize
 from relayd.process.limits import raise_descriptor_limit
+from relayd.process.logtarget import log_target
+from relayd.process.operator import Operator
+from relayd.process.pidfile import PidFile
+from relayd.process.privileges import Identity
+from relayd.process.reloader import Reloader
 from relayd.process.signals import Signals
+from relayd.process.systemd import Notifier, listen_descriptors
 from relayd.service import Service
 
 _STDOUT = 1
 _STDERR = 2
 
+# The line of `systemctl status` follows what happens, but not every link of a burst; in seconds.
+_STATUS_INTERVAL = 1.0
 
-def run_foreground(config: Config) -> None:
-    """Run until SIGTERM or SIGINT; log on stderr, dumps on stdout. Raises StartError before anything moves."""
-    reactor = Reactor()
-    stdout = LossyWriter(reactor, _STDOUT)
-    stderr = LossyWriter(reactor, _STDERR)
-    log = EventLog(reactor, stderr, config.log_level)
-    reactor.on_failure(log.failed)
-    shared = Surroundings(reactor, Resolver(reactor), LoopGuard(), log, stdout, raise_descriptor_limit())
-    service = Service(config, shared, ended=reactor.stop)
-    service.open()
-    signals = Signals(reactor, {signal.SIGTERM: service.stop, signal.SIGINT: service.stop})
-    signals.install()
+# A loop that is later than this, in seconds, is logged: clients begin to notice.
+_LAG_LOGGED = 0.1
+
+Load = Callable[[], Config]
+
+
+def run_foreground(config: Config, load: Load | None, environ: MutableMapping[str, str]) -> None:
+    """Run until SIGTERM or SIGINT, in this process. Raises StartError before anything moves."""
+    pidfile = _held(config)
     try:
-        service.start()
-        reactor.run()
+        runner = _Runner(config, load, environ, foreground=True, stale=pidfile.stale if pidfile else 0)
+        if pidfile is not None:
+            _write(pidfile)
+        runner.run(ready=lambda: None)
     finally:
-        signals.restore()
-        stdout.flush()
-        stderr.flush()
-        reactor.close()
+        if pidfile is not None:
+            pidfile.release()
+
+
+def run_daemon(config: Config, load: Load, environ: MutableMapping[str, str]) -> None:
+    """Return when a daemon has bound every port; raises StartError with its reasons where it has not."""
+    Identity(config.user, config.group)  # a name that nobody has is told before anything is touched
+    pidfile = _held(config)
+
+    def body(caller: Caller) -> None:
+        runner = _Runner(config, load, environ, foreground=False, stale=pidfile.stale if pidfile else 0)
+        runner.run(ready=caller.say_ready)
+
+    daemonize(pidfile, config.umask, body)
+
+
+def _held(config: Config) -> PidFile | None:
+    """Return the locked pidfile, None where there is none; raises StartError where another process has it."""
+    if not config.pidfile:
+        return None
+    pidfile = PidFile(config.pidfile)
+    try:
+        pidfile.hold()
+    except AlreadyLocked as error:
+        raise StartError([f"{error} ({config.pidfile})"]) from error
+    except LockFailed as error:
+        raise StartError([f"cannot lock pidfile {config.pidfile}: {error}"]) from error
+    return pidfile
+
+
+def _write(pidfile: PidFile) -> None:
+    try:
+        pidfile.acquire()
+    except LockFailed as error:
+        raise StartError([f"cannot write pidfile {pidfile.path}: {error}"]) from error
+
+
+class _Runner:
+    """Holds the pieces together for as long as the process lives."""
+
+    def __init__(
+        self, config: Config, load: Load | None, environ: MutableMapping[str, str], foreground: bool, stale: int
+    ) -> None:
+        """`load` reads the configuration again; None where it came from a command line. Raises StartError.
+
+        `stale` is the pid that a former owner has left in the pidfile, 0 where there was none.
+        """
+        self._identity = Identity(config.user, config.group)
+        self._stale = stale
+        reactor = Reactor()
+        self._config = config
+        self._load = load
+        self._reactor = reactor
+        self._notifier = Notifier(environ)
+        self._pool = ListenerPool(listen_descriptors(environ))
+        self._stdout = LossyWriter(reactor, _STDOUT)
+        self._stderr = LossyWriter(reactor, _STDERR) if foreground else None
+        self._status_pending = False
+        self._log: EventLog
+        self._service: Service
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Run until stopped; `ready()` is called once every port is bound. Raises StartError before that."""
+        try:
+            max_links = raise_descriptor_limit()
+            claims = self._claimed()
+            self._identity.assume(self._config.chroot)
+            self._log = EventLog(self._reactor, self._log_target(self._config), self._config.log_level)
+            try:
+                self._serve(ready, claims, max_links)
+            finally:
+                self._log.target.close()
+        finally:
+            self._notifier.close()
+            self._pool.close()
+            self._stdout.flush()
+            if self._stderr is not None:
+                self._stderr.flush()
+            self._reactor.close()
+
+    def _serve(self, ready: Callable[[], None], claims: list[Listener], max_links: int) -> None:
+        reactor, config, log = self._reactor, self._config, self._log
+        reactor.on_failure(log.failed)
+        reactor.lag.tell(_LAG_LOGGED, self._lagged)
+        self._tell_circumstances(log.bind())
+        shared = Surroundings(
+            reactor, Resolver(reactor), self._pool, LoopGuard(), log, self._stdout, max_links, self._links_changed
+        )
+        service = self._service = Service(config, shared, self._ended)
+        self._controller = Controller(reactor, self._pool, log.bind())
+        reloader = Reloader(reactor, self._load, self._log_target, service, self._controller, log, self._notifier)
+        signals = Signals(reactor, {
+            signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
+            signal.SIGHUP: reloader.request, signal.SIGUSR1: self._reopen,
+        })  # fmt: skip
+        signals.install()
+        try:
+            control = self._controller.take(config.control, config.control_mode)
+            service.start()
+            self._unclaim(claims)
+            self._controller.serve(Operator(reactor, service, reloader, log, self._stop))
+            self._controller.listen(control, config.control_mode)
+            ready()
+            self._notifier.ready(service.summary())
+            self._feed_watchdog()
+            reactor.run()
+        finally:
+            signals.ignore()
+
+    def _tell_circumstances(self, log: BoundLog) -> None:
+        """Log what whoever runs us should know of how we were started."""
+        if self._stale:
+            log.warning("pidfile_replaced", pid=self._stale, reason="its owner has ended without removing it")
+        if self._stderr is None and os.geteuid() == 0:
+            log.warning("running_as_root", cure="set user in [relayd]")
+
+    def _log_target(self, config: Config) -> LogTarget:
+        return log_target(config, self._stderr)
+
+    # -- ports ----------------------------------------------------------------------------------
+
+    def _claimed(self) -> list[Listener]:
+        """Bind every port while there is still the right to; raises StartError with all reasons."""
+        claims, reasons = [], []
+        for relay in self._config.relays:
+            for _, address in relay.listening if relay.enabled else ():
+                try:
+                    claims.append(self._pool.take(address, listen_settings(relay)))
+                    if isinstance(address, UnixAddress):
+                        self._identity.own(address.path)
+                except StartError as error:
+                    reasons += [f"[relay {relay.name}] {reason}" for reason in error.reasons]
+        if reasons:
+            raise StartError(reasons)
+        return claims
+
+    def _unclaim(self, claims: list[Listener]) -> None:
+        """The relays have taken what was claimed for them."""
+        for claim in claims:
+            self._pool.give_back(claim)
+        for name in self._pool.unclaimed():
+            self._log.bind().warning("socket_unclaimed", address=name)
+
+    # -- events -----------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        self._notifier.stopping()
+        self._service.stop()
+
+    def _ended(self) -> None:
+        self._controller.close()
+        self._reactor.stop()
+
+    def _reopen(self) -> None:
+        self._log.target.reopen()
+        for relay in self._service.relays:
+            relay.reopen_dump()
+        self._log.bind().info("reopened")
+
+    def _feed_watchdog(self) -> None:
+        if self._notifier.watchdog_interval:
+            self._notifier.send("WATCHDOG=1")
+            self._reactor.call_later(self._notifier.watchdog_interval, self._feed_watchdog)
+
+    def _links_changed(self) -> None:
+        if not self._status_pending:
+            self._status_pending = True
+            self._reactor.call_later(_STATUS_INTERVAL, self._send_status)
+
+    def _send_status(self) -> None:
+        self._status_pending = False
+        self._notifier.send(f"STATUS={self._service.summary()}")
+
+    def _lagged(self, seconds: float, ran: str) -> None:
+        self._log.bind().burst("loop_lag", seconds=round(seconds, 3), ran=ran)

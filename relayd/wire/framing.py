@@ -5,7 +5,7 @@ keeps the rest for the next read.  It does not look for the borders inside the r
 `rfind` finds the last border, whatever the number of records before it.  Only when a run has to be
 cut (a link was lost in the middle of one) does anybody look for a border inside, with `border_before`.
 
-Bytes that belong to no record are left out and counted in `unframed`.
+Bytes that belong to no record are left out and counted, until `take_unframed`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,39 @@ from typing import Protocol
 class Framer(Protocol):
     """The state of one stream's framing."""
 
-    unframed: int  # bytes left out so far, because they belong to no whole record
+    max_record: int  # bytes of the longest record that is handed on; may be changed between feeds
+    unframed: int  # bytes left out, because they belong to no whole record, since they were last taken
 
     def feed(self, data: bytes) -> bytes:
         """Take what was read; return the run of whole records that is now complete, or b''."""
 
-    def reset(self) -> int:
-        """The stream has ended: throw the record that was cut short away; return its bytes."""
+    def reset(self) -> None:
+        """The stream has ended: throw the record that was cut short away."""
+
+    def skip_record(self) -> None:
+        """The stream is in the middle of a record: leave out what comes up to the next border."""
+
+    def take_unframed(self) -> int:
+        """Return the bytes left out since the last call."""
 
 
 class RawFramer:
     """No records: what comes goes on at once, any border will do."""
 
     def __init__(self, max_record: int) -> None:
+        self.max_record = max_record
         self.unframed = 0
 
     def feed(self, data: bytes) -> bytes:
         return data
 
-    def reset(self) -> int:
+    def reset(self) -> None:
+        """Nothing is kept between reads."""
+
+    def skip_record(self) -> None:
+        """There are no records."""
+
+    def take_unframed(self) -> int:
         return 0
 
 
@@ -46,7 +60,7 @@ class LineFramer:
     def __init__(self, max_record: int) -> None:
         """`max_record` bytes, the LF included, is the longest line that is handed on."""
         self.unframed = 0
-        self._max_record = max_record
+        self.max_record = max_record
         self._tail = bytearray()
         self._skipping = False  # inside a line that was longer than max_record
 
@@ -61,21 +75,26 @@ class LineFramer:
             run = data if end == len(data) else data[:end]
         if end < len(data):
             self._keep(data[end:])
-        return run if len(run) <= self._max_record else self._without_long_lines(run)
+        return run if len(run) <= self.max_record else self._without_long_lines(run)
 
-    def reset(self) -> int:
-        lost = len(self._tail)
-        self.unframed += lost
+    def reset(self) -> None:
+        self.unframed += len(self._tail)
         self._tail.clear()
         self._skipping = False
-        return lost
+
+    def skip_record(self) -> None:
+        self._skipping = True
+
+    def take_unframed(self) -> int:
+        unframed, self.unframed = self.unframed, 0
+        return unframed
 
     def _keep(self, data: bytes) -> None:
         if self._skipping:
             self.unframed += len(data)
             return
         self._tail += data
-        if len(self._tail) > self._max_record:
+        if len(self._tail) > self.max_record:
             self.unframed += len(self._tail)
             self._tail.clear()
             self._skipping = True
@@ -95,8 +114,8 @@ class LineFramer:
         """Leave out the lines over `max_record`, stepping over as many good ones at once as can be."""
         kept = []
         begin = good = 0  # run[begin:good] is whole lines of a right length
-        while len(run) - good > self._max_record:
-            border = run.rfind(b"\n", good, good + self._max_record) + 1
+        while len(run) - good > self.max_record:
+            border = run.rfind(b"\n", good, good + self.max_record) + 1
             if border:
                 good = border
                 continue
@@ -117,6 +136,16 @@ def line_border_before(chunk: bytes, offset: int) -> int:
     return chunk.rfind(b"\n", 0, offset) + 1
 
 
+def no_records(chunk: bytes) -> int:
+    """Bytes as they come are no records."""
+    return 0
+
+
+def lines(chunk: bytes) -> int:
+    """Return the number of lines."""
+    return chunk.count(b"\n")
+
+
 @dataclass(frozen=True)
 class Framing:
     """One row of the choices for `framing`."""
@@ -124,13 +153,14 @@ class Framing:
     name: str
     framer: Callable[[int], Framer]  # max_record in bytes -> a framer for one stream
     border_before: Callable[[bytes, int], int]  # the last record border of a run at or before an offset
+    count: Callable[[bytes], int]  # the records of a run
     help: str
 
 
 FRAMINGS = {
     framing.name: framing
     for framing in (
-        Framing("raw", RawFramer, raw_border_before, "bytes as they come; no records"),
-        Framing("line", LineFramer, line_border_before, "records end with LF: NMEA 0183, AIS, SBS, CSV"),
+        Framing("raw", RawFramer, raw_border_before, no_records, "bytes as they come; no records"),
+        Framing("line", LineFramer, line_border_before, lines, "records end with LF: NMEA 0183, AIS, SBS, CSV"),
     )
 }

@@ -1,0 +1,27 @@
+"""Sending datagrams to a Unix socket that may not be there: syslog, the journal, the service manager."""
+
+from __future__ import annotations
+
+import socket
+
+
+class DatagramSender:
+    """Sends without ever waiting; nothing depends on its being heard."""
+
+    def __init__(self, address: str) -> None:
+        """`address` is a path, or with a NUL in front an abstract name, unix(7)."""
+        self._address = address
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.setblocking(False)
+
+    def send(self, data: bytes) -> bool:
+        """Send one datagram; whether somebody took it. The address is looked up anew: a restart is survived."""
+        try:
+            self._sock.sendto(data, self._address)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Send no more."""
+        self._sock.close()

@@ -1,0 +1,144 @@
+"""Going into the background, without leaving the caller in the dark.
+
+python-daemon's `DaemonContext` detaches: its parents exit at once, with status 0, before anybody knows
+whether the daemon can do its work, and what it complains of goes to /dev/null.  So one more fork
+stands before it: the caller waits at a pipe until the daemon says that it is ready, or why it is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+import daemon
+from lockfile import LockFailed
+
+from relayd.errors import StartError
+from relayd.process.limits import fill_standard_descriptors
+from relayd.process.pidfile import PidFile
+
+# How long a start may take, in seconds: names to listen on are looked up, files are opened.
+_READY_TIMEOUT = 30.0
+
+_READY = "ready"
+_UMASK = 0o027
+
+
+class Caller:
+    """The daemon's line to whoever started it, until it has said how the start went."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def say_pid(self) -> None:
+        """Tell which process to end should the start hang."""
+        self._send({"pid": os.getpid()})
+
+    def say_ready(self) -> None:
+        """The start has succeeded: the caller returns 0, and the terminal is let go."""
+        self._send({_READY: True})
+        self._hang_up()
+
+    def say_failed(self, reasons: tuple[str, ...]) -> None:
+        """The start has failed."""
+        self._send({_READY: False, "reasons": reasons})
+        self._hang_up()
+
+    def _send(self, message: dict[str, object]) -> None:
+        if self.fd < 0:
+            return  # the caller has gone its way
+        with contextlib.suppress(BrokenPipeError):  # the caller has given up, or was killed
+            os.write(self.fd, json.dumps(message).encode() + b"\n")
+
+    def _hang_up(self) -> None:
+        os.close(self.fd)
+        self.fd = -1
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 2)
+        os.close(null)
+
+
+def daemonize(pidfile: PidFile | None, umask: int | None, body: Callable[[Caller], None]) -> None:
+    """Run `body(caller)` in a daemon; return when it has said that it is ready, raise StartError when not.
+
+    `pidfile` is held already, so that a second instance is told on the terminal.  Descriptors are
+    made by the body: everything but the standard ones, the pidfile's and the pipe's is closed before.
+    """
+    fill_standard_descriptors()
+    reader, writer = os.pipe()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    if os.fork() == 0:
+        os.close(reader)
+        _detach(pidfile, umask, Caller(writer), body)
+    os.close(writer)
+    if pidfile is not None:
+        os.close(pidfile.fd)  # the child has the lock now, through a descriptor of its own
+    try:
+        _await_ready(reader)
+    finally:
+        os.close(reader)
+
+
+def _detach(pidfile: PidFile | None, umask: int | None, caller: Caller, body: Callable[[Caller], None]) -> NoReturn:
+    """Become the daemon. Never returns: what called us belongs to the parent."""
+    status = 1
+    try:
+        context = daemon.DaemonContext(
+            detach_process=True,  # its guess takes a socket on stdin for inetd
+            umask=_UMASK if umask is None else umask,
+            pidfile=pidfile,
+            signal_map={},  # its SIGTERM raises SystemExit anywhere; ours wake the loop
+            files_preserve=[caller.fd, *([pidfile.fd] if pidfile is not None else [])],
+            stderr=sys.stderr,  # until the start has succeeded
+        )
+        context.open()
+        for fd in (0, 1, 2):
+            os.set_inheritable(fd, True)  # python-daemon leaves them CLOEXEC
+        caller.say_pid()
+        body(caller)
+        context.close()
+        status = 0
+    except StartError as error:
+        caller.say_failed(error.reasons)
+    except LockFailed as error:
+        caller.say_failed((f"cannot write pidfile {pidfile.path if pidfile else ''}: {error}",))
+    except Exception as error:
+        caller.say_failed((f"{type(error).__name__}: {error}",))
+    finally:
+        if pidfile is not None:
+            pidfile.release()
+        os._exit(status)
+
+
+def _await_ready(reader: int) -> None:
+    """Return when the daemon is ready; raises StartError with its reasons, or because it died or hung."""
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    deadline = time.monotonic() + _READY_TIMEOUT
+    received = b""
+    pid = 0
+    while True:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+            raise StartError([f"not ready after {_READY_TIMEOUT:.0f} s"])
+        data = os.read(reader, 65536)
+        if not data:
+            raise StartError(["ended before it was ready"])
+        received += data
+        *lines, received = received.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            pid = message.get("pid", pid)
+            if message.get(_READY):
+                return
+            if _READY in message:
+                raise StartError(message["reasons"])

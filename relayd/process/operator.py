@@ -1,0 +1,78 @@
+"""What relayctl may ask of a running daemon."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from relayd.controller import RefusedError
+from relayd.net.reactor import Reactor
+from relayd.observe.dump import FORMATS, Dump, DumpTarget
+from relayd.observe.log import EventLog
+from relayd.process.reloader import Reloader
+from relayd.relay import Relay
+from relayd.service import Service
+
+
+class Operator:
+    """Answers the controller; see relayd.controller.Controlled."""
+
+    def __init__(
+        self, reactor: Reactor, service: Service, reloader: Reloader, log: EventLog, stop: Callable[[], None]
+    ) -> None:
+        self._reactor = reactor
+        self._service = service
+        self._reloader = reloader
+        self._log = log
+        self._stop = stop
+
+    def status(self) -> dict[str, Any]:
+        """Return the whole snapshot."""
+        lag, reloader = self._reactor.lag, self._reloader
+        return {
+            "pid": os.getpid(),
+            "loop_lag": {"last": round(lag.last, 4), "max": round(lag.max, 4)},
+            "config": {"path": self._service.config.path, "loaded_at": round(reloader.loaded_at, 3)},
+            "reload": {"failed": bool(reloader.failure), "error": reloader.failure},
+            **self._service.status(),
+        }
+
+    def reload(self) -> dict[str, Any]:
+        """Read the configuration again, now."""
+        reasons = self._reloader.reload()
+        if reasons:
+            raise RefusedError("\n".join(reasons))
+        return {"summary": self._service.summary()}
+
+    def stop(self) -> dict[str, Any]:
+        """Stop gracefully, as SIGTERM does, once the answer is under way."""
+        self._reactor.call_later(0.0, self._stop)
+        return {}
+
+    def kick(self, relay: str, peer: str) -> dict[str, Any]:
+        """Reset the links of a peer."""
+        links = self._relay(relay).kick(peer)
+        if not links:
+            raise RefusedError(f"relay {relay} has no peer {peer}")
+        return {"links": links}
+
+    def watch(self, relay: str, style: str, target: DumpTarget) -> Callable[[], None]:
+        """Dump to the target until the function that is returned is called."""
+        if style not in FORMATS:
+            raise RefusedError(f"unknown format '{style}'; there are {', '.join(FORMATS)}")
+        dump = Dump(relay, style, target, self._log.bind(relay=relay))
+        self._relay(relay).watch(dump, dump)
+
+        def unwatch() -> None:
+            # A reload may have put another relay in the place of the one that was asked for.
+            for found in self._service.relays:
+                found.unwatch(dump)
+
+        return unwatch
+
+    def _relay(self, name: str) -> Relay:
+        relays = {relay.name: relay for relay in self._service.relays}
+        if name not in relays:
+            raise RefusedError(f"there is no relay '{name}'; there are {', '.join(relays)}")
+        return relays[name]

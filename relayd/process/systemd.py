@@ -1,0 +1,69 @@
+"""What systemd and a service say to each other: sd_notify(3) and sd_listen_fds(3), without a library.
+
+Every call is harmless where there is no systemd.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import MutableMapping
+
+from relayd.net.datagram import DatagramSender
+
+_FIRST_FD = 3  # SD_LISTEN_FDS_START
+
+
+class Notifier:
+    """Sends states to the service manager; never blocks, and nothing depends on its being heard."""
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        """Take NOTIFY_SOCKET and the watchdog's interval out of the environment."""
+        address = environ.pop("NOTIFY_SOCKET", "")
+        # "@" stands for an abstract name; what is no Unix socket (vsock) is newer than what we know of.
+        name = "\0" + address[1:] if address.startswith("@") else address
+        self._sender = DatagramSender(name) if name.startswith(("/", "\0")) else None
+        self.watchdog_interval = _watchdog_interval(environ)  # seconds between WATCHDOG=1, 0: none is wanted
+
+    def send(self, *states: str) -> bool:
+        """Send states such as READY=1; whether the manager's socket took them."""
+        return self._sender is not None and self._sender.send("\n".join(states).encode())
+
+    def close(self) -> None:
+        """Send no more."""
+        if self._sender is not None:
+            self._sender.close()
+
+    def ready(self, status: str) -> None:
+        """The service is up: after the start, and after each reload."""
+        self.send("READY=1", f"STATUS={status}", f"MAINPID={os.getpid()}")
+
+    def reloading(self) -> None:
+        """A reload begins; `ready` ends it. The time stamp is what Type=notify-reload asks for."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self.send("RELOADING=1", f"MONOTONIC_USEC={now}")
+
+    def stopping(self) -> None:
+        """The service is on its way out."""
+        self.send("STOPPING=1")
+
+
+def _watchdog_interval(environ: MutableMapping[str, str]) -> float:
+    """Return half of what the manager waits for, in seconds; 0 where it waits for nothing, or for another."""
+    microseconds, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
+    if not microseconds.isdigit() or pid not in ("", str(os.getpid())):
+        return 0.0
+    return int(microseconds) / 1e6 / 2
+
+
+def listen_descriptors(environ: MutableMapping[str, str]) -> list[int]:
+    """Return the descriptors of the listening sockets that the service manager has passed.
+
+    Which is which is told by their addresses: their order is not that of the unit file.  To be called
+    once, before anything forks; the variables are taken out of the environment.
+    """
+    pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
+    environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    return list(range(_FIRST_FD, _FIRST_FD + int(count)))

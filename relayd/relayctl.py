@@ -1,0 +1,246 @@
+"""relayctl: asks a running relayd, over its control socket.
+
+Exit status: 0 fine; 1 it could not be done, or no daemon is running; 2 usage.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from relayd import __version__
+from relayd.errors import did_you_mean
+from relayd.output import one_line, put
+from relayd.statustable import table
+
+DEFAULT_SOCKET = "/run/relayd/control.sock"
+
+_TIMEOUT = 10.0  # seconds for an answer; the daemon's loop is never busy for long
+
+_HELP = f"""\
+usage: relayctl [--socket PATH] COMMAND
+
+commands:
+  status [--json]          what every relay is doing; --json: the whole snapshot
+  top                      the same, refreshed each second, with bytes per second; Ctrl-C ends it
+  reload                   read the configuration again; says what was wrong with it
+  stop                     stop gracefully
+  kick RELAY PEER          reset the links of a peer, as `status` shows it
+  dump RELAY FORMAT        show what passes (text, hex or raw) until Ctrl-C
+  dump RELAY off           end everybody's live dumps of a relay
+
+options:
+  --socket PATH            the daemon's `control` (default: {DEFAULT_SOCKET}, or $RELAYD_CONTROL)
+  --version, --help
+
+exit status: 0 fine; 1 it could not be done, or no daemon is running; 2 wrong usage
+"""
+
+# command -> how many words follow it
+_COMMANDS = {"status": 0, "top": 0, "reload": 0, "stop": 0, "kick": 2, "dump": 2}
+
+
+class UsageError(Exception):
+    """Words that make no command."""
+
+
+class FailedError(Exception):
+    """The daemon is not there, or it refused."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status. Nothing that a daemon or a user says makes a traceback."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        return _complain([one_line(str(error))], 2)
+    except FailedError as error:
+        return _complain(map(one_line, str(error).split("\n")), 1)
+    except (KeyboardInterrupt, _ReaderLeft):
+        return 0
+
+
+def _run(words: list[str]) -> int:
+    if {"--help", "-h"} & set(words):
+        _print(_HELP)
+        return 0
+    if "--version" in words:
+        _print(f"relayctl {__version__}\n")
+        return 0
+    path, words = _socket_path(words)
+    as_json = "--json" in words
+    words = [word for word in words if word != "--json"]
+    command, arguments = _command(words, as_json)
+    with _Daemon(path) as daemon:
+        if command == "status":
+            _status(daemon.ask({"command": "status"})["status"], as_json)
+        elif command == "top":
+            _top(daemon)
+        elif command == "dump":
+            _dump(daemon, *arguments)
+        else:
+            names = ("relay", "peer") if command == "kick" else ()
+            _report(command, daemon.ask({"command": command, **dict(zip(names, arguments, strict=True))}))
+    return 0
+
+
+def _complain(lines: Iterable[str], status: int) -> int:
+    for line in lines:
+        put(sys.stderr, f"relayctl: {line}\n")
+    return status
+
+
+class _ReaderLeft(Exception):  # noqa: N818 - it is no error: `relayctl top | head`
+    """Whoever read our output has seen enough."""
+
+
+def _print(text: str | bytes) -> None:
+    """Write to standard output; raises _ReaderLeft, or FailedError where it cannot be written."""
+    error = put(sys.stdout, text)
+    if error is not None:
+        if error.errno == errno.EPIPE:
+            raise _ReaderLeft
+        raise FailedError(f"cannot write to standard output: {error.strerror}")
+
+
+def _socket_path(words: list[str]) -> tuple[str, list[str]]:
+    path = os.environ.get("RELAYD_CONTROL", DEFAULT_SOCKET)
+    rest = []
+    waiting = iter(words)
+    for word in waiting:
+        name, equals, value = word.partition("=")
+        if name != "--socket":
+            rest.append(word)
+            continue
+        following = value if equals else next(waiting, "")
+        if not following:
+            raise UsageError("--socket: needs a path")
+        path = following
+    return path, rest
+
+
+def _command(words: list[str], as_json: bool) -> tuple[str, list[str]]:
+    for word in words:
+        if word.startswith("-"):
+            raise UsageError(f"{word}: unknown option{did_you_mean(word, ('--socket', '--json', '--help'))}")
+    if not words:
+        raise UsageError("a command is missing; relayctl --help lists them")
+    command, *arguments = words
+    if command not in _COMMANDS:
+        raise UsageError(f"{command}: unknown command{did_you_mean(command, _COMMANDS)}")
+    if as_json and command != "status":
+        raise UsageError("--json: belongs to status")
+    if len(arguments) != _COMMANDS[command]:
+        wanted = {"kick": "RELAY and PEER", "dump": "RELAY and FORMAT"}.get(command, "no more words")
+        raise UsageError(f"{command}: takes {wanted}")
+    return command, arguments
+
+
+class _Daemon:
+    """A connection to the control socket."""
+
+    def __init__(self, path: str) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(_TIMEOUT)
+        self._received = b""
+        try:
+            self._sock.connect(path)
+        except (OSError, ValueError) as error:
+            self._sock.close()
+            if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+                raise FailedError(f"no relayd is running with the control socket {path}") from None
+            raise FailedError(f"cannot reach {path}: {getattr(error, 'strerror', None) or error}") from None
+
+    def __enter__(self) -> _Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def ask(self, request: dict[str, str]) -> dict[str, Any]:
+        """Return the answer; raises FailedError with the daemon's reason."""
+        try:
+            self._sock.sendall(json.dumps(request).encode() + b"\n")
+            while b"\n" not in self._received:
+                self._receive()
+        except OSError as error:
+            raise FailedError(f"no answer: {error.strerror or error}") from None
+        line, _, self._received = self._received.partition(b"\n")
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise FailedError("the answer is none of relayd's; is it its control socket?")
+        if not answer.get("ok"):
+            raise FailedError(str(answer.get("error")))
+        return answer
+
+    def stream(self) -> Iterator[bytes]:
+        """Yield what comes after the answer, until the daemon hangs up."""
+        self._sock.settimeout(None)
+        yield self._received
+        try:
+            while data := self._sock.recv(65536):
+                yield data
+        except OSError as error:
+            raise FailedError(f"the daemon is gone: {error.strerror}") from None
+
+    def _receive(self) -> None:
+        data = self._sock.recv(1 << 20)
+        if not data:
+            raise FailedError("the daemon hung up")
+        self._received += data
+
+
+def _status(status: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print(json.dumps(status, indent=2) + "\n")
+    else:
+        _print("\n".join(table(status, _width())) + "\n")
+
+
+def _top(daemon: _Daemon) -> None:
+    before: dict[str, Any] | None = None
+    while True:
+        status = daemon.ask({"command": "status"})["status"]
+        rows = table(status, _width(), before, by_lag=True)
+        # Home, the rows, each clearing what stood behind it, and all that stood below.
+        _print("\x1b[H" + "".join(f"{row}\x1b[K\n" for row in rows) + "\x1b[J")
+        before = status
+        time.sleep(1)
+
+
+def _dump(daemon: _Daemon, relay: str, style: str) -> None:
+    answer = daemon.ask({"command": "dump", "relay": relay, "format": style})
+    if style == "off":
+        _print(f"{answer['ended']} live dump(s) ended\n")
+        return
+    for data in daemon.stream():
+        _print(data)
+
+
+def _report(command: str, answer: dict[str, Any]) -> None:
+    if command == "reload":
+        _print(f"reloaded: {answer['summary']}\n")
+    elif command == "kick":
+        _print(f"{answer['links']} link(s) reset\n")
+    else:
+        _print("stopping\n")
+
+
+def _width() -> int:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 100
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""What the ends of a relay look like from outside, as JSON has it.
+
+Times are seconds: `for` since the state began, `lag` how old the first byte is that waits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from relayd.endpoints.endpoint import Endpoint
+from relayd.inlet import Inlet
+from relayd.outlet import DestinationLink, Outlet
+from relayd.sink import Sink
+
+
+def source_status(inlet: Inlet, endpoint: Endpoint, now: float) -> dict[str, Any]:
+    """Return the source end's state, and that of its link where there is one."""
+    state = endpoint.state()
+    link = inlet.link
+    return {
+        "state": "up" if link is not None else state.name,
+        "peer": link.peer if link is not None else None,
+        "for": round(now - inlet.changed_at, 3),
+        "bytes": link.transport.bytes_read if link is not None else 0,
+        "records": inlet.records,
+        "last_data": round(now - link.transport.last_read, 3) if link is not None else None,
+        "reconnects": state.reconnects,
+        "last_reason": inlet.last_reason,
+        "last_error": state.last_error,
+    }
+
+
+def destination_statuses(outlet: Outlet, endpoint: Endpoint, inlet: Inlet, now: float) -> list[dict[str, Any]]:
+    """Return each link of a destination end; a connected one that is down is shown as such."""
+    links = [_link_status(link, inlet, now) for link in outlet.links]
+    if links or outlet.address is None:
+        return links
+    state = endpoint.state()
+    return [
+        {
+            "state": state.name,
+            "peer": str(outlet.address),
+            "for": round(now - outlet.changed_at, 3),
+            **_sink_status(outlet.sinks[0], inlet, now),
+            "last_reason": outlet.last_reason,
+            "last_error": state.last_error,
+        }
+    ]
+
+
+def _link_status(link: DestinationLink, inlet: Inlet, now: float) -> dict[str, Any]:
+    return {
+        "state": "up",
+        "peer": link.peer,
+        "for": round(now - link.transport.since, 3),
+        **_sink_status(link.sink, inlet, now),
+        "returned": link.transport.bytes_read,
+    }
+
+
+def _sink_status(sink: Sink, inlet: Inlet, now: float) -> dict[str, Any]:
+    waiting = sink.queue.size
+    return {
+        "sent": sink.sent,
+        "repeated": sink.repeated,
+        "dropped": sink.dropped,
+        "dropped_records": sink.dropped_records,
+        "queued": waiting,
+        "lag": round(inlet.lag_of(waiting, now), 1) if waiting else 0.0,
+    }

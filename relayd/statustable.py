@@ -1,0 +1,89 @@
+"""The status as a table that can be read at a glance, in a hundred columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_NAME_MAX = 20  # columns of a relay's name: 64 would push out what matters
+
+_COLUMNS = ("RELAY", "SOURCE", "SINCE", "RATE", "LINKS", "QUEUED", "LAG", "DROPPED", "LAST ERROR")
+
+
+def table(
+    status: Mapping[str, Any], width: int, before: Mapping[str, Any] | None = None, by_lag: bool = False
+) -> list[str]:
+    """Return the lines. With an earlier status the rates are those since then, else of the whole time up."""
+    relays = list(status["relays"])
+    if by_lag:
+        relays.sort(key=lambda relay: -_lag(relay))
+    rows = [_COLUMNS, *(_row(relay, status, before) for relay in relays)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
+    lines = ["  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows]
+    failure = status["reload"]["error"]
+    second = f"last reload failed: {failure}" if failure else ""
+    return [_cut(line, width) for line in (_headline(status), second, *lines)]
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in its two largest units: 3d 4h, 12m 5s, 0.4s."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    seconds = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit} {int(seconds % size // part)}{smaller}"
+    return f"{seconds:.0f}s"
+
+
+def amount(count: float) -> str:
+    """Return a number of bytes in three digits or so: 999, 1.5K, 12M."""
+    for unit in ("", "K", "M", "G", "T"):
+        if count < 999.5 or unit == "T":
+            return f"{count:.0f}{unit}" if count >= 10 or not unit else f"{count:.1f}{unit}"
+        count /= 1024
+    raise AssertionError("the last unit takes everything")
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _headline(status: Mapping[str, Any]) -> str:
+    up = sum(relay["source"]["state"] == "up" for relay in status["relays"])
+    parts = [
+        f"relayd {status['version']}", f"pid {status['pid']}", f"up {duration(status['uptime'])}",
+        f"{up} of {len(status['relays'])} sources up", f"loop lag {status['loop_lag']['max'] * 1000:.0f} ms at most",
+    ]  # fmt: skip
+    return ", ".join(parts)
+
+
+def _row(relay: Mapping[str, Any], status: Mapping[str, Any], before: Mapping[str, Any] | None) -> tuple[str, ...]:
+    source, totals, links = relay["source"], relay["totals"], relay["destinations"]
+    up = sum(link["state"] == "up" for link in links)
+    waiting = len(links) - up
+    return (
+        _cut(relay["name"], _NAME_MAX),
+        source["state"],
+        duration(source["for"]),
+        f"{amount(_rate(relay, status, before))}/s",
+        f"{up}" + (f" (+{waiting} down)" if waiting else ""),
+        amount(sum(link["queued"] for link in links)),
+        duration(_lag(relay)) if _lag(relay) else "-",
+        amount(totals["dropped"]) if totals["dropped"] else "-",
+        source["last_error"] or next((link["last_error"] for link in links if link.get("last_error")), "-"),
+    )
+
+
+def _lag(relay: Mapping[str, Any]) -> float:
+    return float(max((link["lag"] for link in relay["destinations"]), default=0.0))
+
+
+def _rate(relay: Mapping[str, Any], status: Mapping[str, Any], before: Mapping[str, Any] | None) -> float:
+    """Return bytes per second from the source."""
+    bytes_in, seconds = relay["totals"]["bytes_in"], status["uptime"]
+    if before is not None:
+        earlier = {other["name"]: other["totals"]["bytes_in"] for other in before["relays"]}
+        bytes_in -= earlier.get(relay["name"], 0)
+        seconds -= before["uptime"]
+    return float(bytes_in / seconds) if seconds > 0 else 0.0

@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
 from relayd.net.reactor import Reactor
 from relayd.net.transport import Transport
+from relayd.observe.targets import Fields, render_text
 from tests.support import PATIENCE, ROOT
 
 LINGER = 2.0  # seconds, of every transport that `link` makes
@@ -104,12 +106,12 @@ def running_loop() -> Iterator[Loop]:
         assert not loop.failures, loop.failures
     finally:
         loop.stack.close()
+        loop.until(lambda: resolver_threads() <= threads, "the end of all look-ups")
         loop.turn(0)
         left = loop.handlers
         loop.close()
     assert not left, "handlers were left in the reactor"
     assert len(descriptors()) == before, "descriptors were left open"
-    assert resolver_threads() == threads, "look-ups were left running"
 
 
 def tcp_pair(loop: Loop, **sizes: int) -> tuple[socket.socket, socket.socket]:
@@ -222,3 +224,62 @@ def in_namespace(code: str, *setup: str) -> str:
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
     return done.stdout
+
+
+class Lines:
+    """Where a test's log goes."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def emit(self, level: str, seconds: float, fields: Fields) -> bool:
+        self.lines.append(render_text(level, seconds, fields))
+        return True
+
+    def reopen(self) -> None:
+        """It has no name."""
+
+    def having(self, *parts: str) -> list[str]:
+        """Return the lines that hold all the parts."""
+        return [line for line in self.lines if all(part in line for part in parts)]
+
+
+class Owner:
+    """Takes links as an Inlet or an Outlet does."""
+
+    def __init__(self) -> None:
+        self.links: list[OwnedLink] = []
+        self.reason = ""  # to refuse the next one with
+        self.on_link: Callable[[OwnedLink], None] = lambda link: None
+
+    def refusal(self) -> str:
+        return self.reason
+
+    def link_made(self, transport: Any, endpoint: Any) -> OwnedLink:
+        link = OwnedLink(transport, endpoint)
+        self.links.append(link)
+        self.on_link(link)
+        return link
+
+    @property
+    def up(self) -> list[OwnedLink]:
+        """The links that are not lost."""
+        return [link for link in self.links if not link.lost]
+
+
+class OwnedLink(Recorder):
+    """A link that tells its endpoint when it is lost, as an owner must; it closes at the peer's end."""
+
+    def __init__(self, transport: Any, endpoint: Any) -> None:
+        super().__init__()
+        self.transport = transport
+        self.endpoint = endpoint
+        self.name = endpoint.peer_name(transport)
+
+    def eof_received(self) -> None:
+        super().eof_received()
+        self.transport.close("eof")
+
+    def connection_lost(self, reason: str) -> None:
+        super().connection_lost(reason)
+        self.endpoint.link_lost(self.transport, reason)

@@ -1,0 +1,119 @@
+"""What no single key can see: loops, ports taken twice, ends against their roles."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from relayd.config.load import load_file
+from relayd.errors import ConfigError
+
+
+def told(path: Path, *relays: tuple[str, str, str]) -> list[str]:
+    """Return the problems of relays of (mode, source, destination), called r0, r1, ..."""
+    text = "".join(
+        f"[relay r{number}]\nmode = {mode}\nsource = {source}\ndestination = {destination}\n"
+        for number, (mode, source, destination) in enumerate(relays)
+    )
+    (path / "f.ini").write_text(text)
+    try:
+        load_file(str(path / "f.ini"), {})
+    except ConfigError as error:
+        return [str(problem).partition(": ")[2] for problem in error.problems]
+    return []
+
+
+CL, LC, CC, LL = "connect-listen", "listen-connect", "connect-connect", "listen-listen"
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        ("127.0.0.1:2101", ":2101"), ("localhost:2101", ":2101"), ("[::1]:2101", ":2101"), ("LOCALHOST.:2101", ":2101"),
+        ("127.0.0.1:2101", "0.0.0.0:2101"), ("127.0.0.1:2101", "127.0.0.1:2101"), ("localhost:2101", "127.0.0.1:2101"),
+        ("10.1.2.3:2101", "10.1.2.3:2101"), ("this.example:2101", "this.example:2101"), ("unix:/run/a", "unix:/run/a"),
+        ("unix:/run/../run/a", "unix:/run/a"), ("a:1,127.0.0.1:2101", ":7,:2101"), ("[::ffff:127.0.0.1]:2101", ":2101"),
+        ("127.0.0.2:2101", ":2101"),
+    ],
+)  # fmt: skip
+def test_n8_a_relay_that_feeds_itself_is_refused(source: str, destination: str, tmp_path: Path) -> None:
+    for ends in ((CL, source, destination), (LC, destination, source)):
+        assert any("back to its own source" in problem for problem in told(tmp_path, ends)), ends
+
+
+def test_n8_this_host_s_own_name_is_this_host(tmp_path: Path) -> None:
+    name = socket.gethostname()
+    assert told(tmp_path, (CL, f"{name}:2101", ":2101"))
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        ("127.0.0.1:2101", ":2102"), ("a.example:2101", ":2101"), ("192.0.2.1:2101", ":2101"),
+        ("127.0.0.1:2101", "192.0.2.1:2101"), ("unix:/run/a", "unix:/run/b"), ("192.0.2.1:2101", "0.0.0.0:2101"),
+    ],
+)  # fmt: skip
+def test_what_is_no_loop_is_let_be(source: str, destination: str, tmp_path: Path) -> None:
+    assert told(tmp_path, (CL, source, destination)) == []
+
+
+def test_n9_a_circle_of_relays_is_refused_a_chain_is_not(tmp_path: Path) -> None:
+    chain = [(CL, "a.example:1", ":2001"), (CL, "localhost:2001", ":2002"), (CL, "localhost:2002", ":2003")]
+    assert told(tmp_path, *chain) == []
+    circle = [(CL, "localhost:2003", ":2001"), *chain[1:]]
+    assert len(told(tmp_path, *circle)) == 3
+    push = [(LC, ":2001", "localhost:2002"), (LC, ":2002", "localhost:2001")]
+    assert len(told(tmp_path, *push)) == 2
+
+
+def test_n9_a_feeder_of_a_circle_is_not_blamed(tmp_path: Path) -> None:
+    relays = [(LC, ":2000", "localhost:2001"), (LC, ":2001", "localhost:2002"), (LC, ":2002", "localhost:2001")]
+    problems = told(tmp_path, *relays)
+    assert len(problems) == 2
+    assert not any("[relay r0]" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "taken"),
+    [
+        (":1", ":1", True), (":1", "127.0.0.1:1", True), ("127.0.0.1:1", ":1", True), ("0.0.0.0:1", "[::]:1", False),
+        ("0.0.0.0:1", "10.0.0.1:1", True), ("[::]:1", "[::1]:1", True), ("[::]:1", "10.0.0.1:1", False),
+        (":1", ":2", False),
+        ("127.0.0.1:1", "127.0.0.2:1", False), ("unix:/a", "unix:/a", True), ("unix:/a", "unix:/b", False),
+        ("localhost:1", "localhost:1", True), ("[::1]:1", "[0::1]:1", True),
+    ],
+)  # fmt: skip
+def test_c15_an_address_is_listened_on_once(one: str, other: str, taken: bool, tmp_path: Path) -> None:
+    assert bool(told(tmp_path, (CL, "a:1", one), (CL, "a:1", other))) == taken
+    assert bool(told(tmp_path, (LL, one, other))) == taken
+
+
+def test_a_relay_that_does_not_run_takes_no_port(tmp_path: Path) -> None:
+    text = "".join(
+        f"[relay {name}]\nenabled = {enabled}\nsource = a:1\ndestination = :2\n"
+        for name, enabled in (("a", "yes"), ("b", "no"))
+    )
+    (tmp_path / "f.ini").write_text(text)
+    assert len(load_file(str(tmp_path / "f.ini"), {}).relays) == 2
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder"])
+def test_a_replay_needs_a_file(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (problem,) = told(tmp_path, (CL, f"replay:{kind}", ":1"))
+    assert str(tmp_path / kind) in problem
+
+
+def test_c24_a_check_binds_and_writes_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert told(tmp_path, (CL, "a:1", f"127.0.0.1:{port},unix:{tmp_path}/s")) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.ini"]
+
+
+def test_a_unix_path_is_measured_where_it_will_be(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    assert told(deep, (CL, "a:1", "unix:feed.sock")) != []

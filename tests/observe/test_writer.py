@@ -1,0 +1,168 @@
+"""Writing to a descriptor that must never be waited for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relayd.observe.writer import LossyWriter
+from tests.fakes import FakeReactor
+
+MIB = 1024 * 1024
+
+
+class Pipe:
+    """A blocking pipe, as a shell would make; a write that waited would hang the test."""
+
+    def __init__(self) -> None:
+        self.reader, self.fd = os.pipe()
+        self.reactor = FakeReactor()
+        self.writer = LossyWriter(self.reactor, self.fd)
+
+    def read_all(self) -> bytes:
+        """Read until nothing comes any more, letting the writer try again in between."""
+        got = bytearray()
+        os.set_blocking(self.reader, False)
+        while True:
+            try:
+                got += os.read(self.reader, MIB)
+            except BlockingIOError:
+                if not self.reactor.timers:
+                    return bytes(got)
+                self.reactor.advance(self.reactor.next_delay)
+
+    def fill(self, record: bytes) -> int:
+        """Write the record until one is lost; return how many were taken."""
+        taken = 0
+        while self.writer.write(record):
+            taken += 1
+            assert taken < 100_000
+        return taken
+
+    def close(self) -> None:
+        for fd in {self.reader, self.fd}:
+            os.close(fd)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    pipe.close()
+
+
+def test_what_fits_is_written_at_once(pipe: Pipe) -> None:
+    assert pipe.writer.write(b"line\n")
+    assert os.read(pipe.reader, 100) == b"line\n"
+    assert pipe.reactor.timers == 0
+
+
+def test_the_descriptor_s_flags_are_left_alone(pipe: Pipe) -> None:
+    assert os.get_blocking(pipe.fd)
+    pipe.fill(b"x" * 5000)
+    assert os.get_blocking(pipe.fd)
+
+
+def test_a_full_pipe_never_blocks_loses_whole_writes_and_counts(pipe: Pipe) -> None:
+    records = [b"%07d\n" % number + b"x" * 4999 + b"\n" for number in range(1000)]
+    kept = [record for record in records if pipe.writer.write(record)]
+    assert 0 < len(kept) < len(records)
+    assert pipe.writer.lost == len(records) - len(kept)
+    assert pipe.read_all() == b"".join(kept)
+    assert pipe.writer.lost == len(records) - len(kept)
+
+
+def test_the_queue_is_bounded(pipe: Pipe) -> None:
+    assert pipe.fill(b"x" * 1000) * 1000 <= 2 * MIB
+
+
+def test_it_recovers(pipe: Pipe) -> None:
+    pipe.fill(b"x" * 5000)
+    pipe.read_all()
+    assert pipe.writer.write(b"after\n")
+    assert pipe.read_all() == b"after\n"
+    assert pipe.reactor.timers == 0
+
+
+def test_whether_there_is_room_is_known_before_writing(pipe: Pipe) -> None:
+    assert pipe.writer.has_room()
+    while pipe.writer.has_room():
+        assert pipe.writer.write(b"x" * 1024)
+    assert pipe.writer.write(b"x" * 1024) is False
+    pipe.read_all()
+    assert pipe.writer.has_room()
+    os.close(pipe.reader)
+    pipe.reader = pipe.fd
+    pipe.writer.write(b"x")
+    assert not pipe.writer.has_room()
+
+
+def test_one_retry_is_pending_not_one_for_each_write(pipe: Pipe) -> None:
+    pipe.fill(b"x" * 1000)
+    assert pipe.reactor.timers == 1
+
+
+def test_s21_a_reader_that_is_gone_is_survived(pipe: Pipe) -> None:
+    os.close(pipe.reader)
+    pipe.reader = pipe.fd
+    pipe.writer.write(b"one\n")
+    assert pipe.writer.write(b"two\n") is False
+    pipe.reactor.advance(10)
+    pipe.writer.flush()
+    assert pipe.reactor.timers == 0
+    assert pipe.writer.lost >= 1
+
+
+def test_s21_a_reader_that_goes_while_something_waits(pipe: Pipe) -> None:
+    taken = pipe.fill(b"x" * 5000)
+    lost = pipe.writer.lost
+    os.close(pipe.reader)
+    pipe.reader = pipe.fd
+    pipe.reactor.advance(1)
+    assert pipe.reactor.timers == 0
+    assert lost < pipe.writer.lost <= lost + taken
+
+
+def test_a_full_disk_loses_and_goes_on() -> None:
+    reactor = FakeReactor()
+    fd = os.open("/dev/full", os.O_WRONLY)
+    writer = LossyWriter(reactor, fd)
+    for _ in range(3):
+        writer.write(b"line\n")
+    assert writer.lost == 3
+    assert reactor.timers == 0
+    os.close(fd)
+
+
+def test_a_file_takes_everything(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    writer = LossyWriter(FakeReactor(), fd)
+    assert writer.write(b"x" * 3 * MIB)
+    assert writer.write(b"end\n")
+    os.close(fd)
+    assert (tmp_path / "log").stat().st_size == 3 * MIB + 4
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.one_of(st.integers(1, 300_000), st.just(-1)), max_size=40))
+def test_what_comes_out_is_the_writes_that_were_taken(steps: list[int]) -> None:
+    pipe = Pipe()
+    try:
+        expected, got, lost = bytearray(), bytearray(), 0
+        for number, size in enumerate(steps):
+            if size < 0:
+                got += pipe.read_all()
+            elif pipe.writer.write(record := bytes([number]) * size):
+                expected += record
+            else:
+                lost += 1
+        got += pipe.read_all()
+        assert got == expected
+        assert pipe.writer.lost == lost
+    finally:
+        pipe.close()

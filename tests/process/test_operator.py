@@ -1,0 +1,162 @@
+"""What relayctl asks of a daemon is done to the relays it names, and what cannot be done is said."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relayd.controller import RefusedError
+from relayd.observe.dump import DumpStream
+from relayd.process.operator import Operator
+from tests.process.test_reloader import RELAY, Living
+
+FEED = "[relay feed]\nsource = replay:{0}/feed?rate=1000&loop=yes\ndestination = unix:out\nframing = line\n"
+
+
+class Terminal(DumpStream):
+    """Where a live dump goes."""
+
+    def __init__(self) -> None:
+        super().__init__(self._show, lambda: not self.full)
+        self.shown: list[bytes] = []
+        self.full = False
+
+    def _show(self, data: bytes) -> bool:
+        if not self.full:
+            self.shown.append(data)
+        return not self.full
+
+
+@pytest.fixture
+def living(tmp_path: Path) -> Iterator[Living]:
+    living = Living(tmp_path)
+    yield living
+    if not living.service.stopping:
+        living.controller.close()
+    living.close()
+
+
+@pytest.fixture
+def operator(living: Living) -> Operator:
+    (living.house.folder / "feed").write_bytes(b"one\n\x1b[2J\n")
+    living.reload(RELAY.format("a") + FEED.format(living.house.folder))
+    return Operator(living.house.reactor, living.service, living.reloader, living.house.shared.log, living.service.stop)
+
+
+def test_the_status_is_json_and_holds_the_daemon(living: Living, operator: Operator) -> None:
+    living.house.until(lambda: "1 of 2" in living.service.summary())
+    status = operator.status()
+    assert json.loads(json.dumps(status, allow_nan=False)) == status
+    assert set(status) == {
+        "pid", "version", "uptime", "stopping", "loop_lag", "config", "reload", "relays",
+    }  # fmt: skip
+    assert status["pid"] == os.getpid()
+    assert status["config"]["path"] == str(living.house.folder / "relayd.ini")
+    assert abs(status["config"]["loaded_at"] - living.reloader.loaded_at) < 0.001
+    assert status["reload"] == {"failed": False, "error": ""}
+    assert [relay["name"] for relay in status["relays"]] == ["a", "feed"]
+    assert 0 <= status["loop_lag"]["last"] <= status["loop_lag"]["max"] + 0.0001
+
+
+def test_a_reload_answers_with_the_summary(living: Living, operator: Operator) -> None:
+    assert operator.reload()["summary"].endswith("of 2 sources up")
+
+
+def test_p8_a_reload_that_is_not_done_answers_with_every_reason_and_the_status_shows_it(
+    living: Living, operator: Operator
+) -> None:
+    living.write("[relay a]\nsource = :0\nmoed = x\n")
+    with pytest.raises(RefusedError) as caught:
+        operator.reload()
+    lines = str(caught.value).split("\n")
+    assert len(lines) >= 2
+    assert all("relayd.ini" in line for line in lines)
+    assert operator.status()["reload"] == {"failed": True, "error": lines[0]}
+    living.write(RELAY.format("a"))
+    operator.reload()
+    assert operator.status()["reload"] == {"failed": False, "error": ""}
+
+
+def test_stop_stops_after_the_answer(living: Living, operator: Operator) -> None:
+    assert operator.stop() == {}
+    assert not living.service.stopping
+    living.house.until(lambda: living.ended)
+
+
+def test_kick_resets_the_links_of_a_peer(living: Living, operator: Operator) -> None:
+    with living.house.connect("a.out") as client, living.house.connect("a.in"):
+        living.house.until(lambda: len(living.logged("relay=a", "event=connected")) == 2)
+        (link,) = operator.status()["relays"][0]["destinations"]
+        peer = link["peer"]
+        assert operator.kick("a", peer)["links"] >= 1
+        assert living.house.receive(client, 1) == b""
+        living.house.until(lambda: not operator.status()["relays"][0]["destinations"])
+        assert living.logged("event=closed", "reason=kicked")
+        with pytest.raises(RefusedError, match=r"relay a has no peer 10\.0\.0\.7:1"):
+            operator.kick("a", "10.0.0.7:1")
+
+
+@pytest.mark.parametrize("name", ["", "b", "A", "relay a"])
+def test_an_unknown_relay_is_refused_with_those_there_are(operator: Operator, name: str) -> None:
+    with pytest.raises(RefusedError, match=f"there is no relay '{name}'; there are a, feed"):
+        operator.kick(name, "x")
+    with pytest.raises(RefusedError, match=f"there is no relay '{name}'; there are a, feed"):
+        operator.watch(name, "text", Terminal())
+
+
+def test_an_unknown_format_is_refused_with_those_there_are(operator: Operator) -> None:
+    with pytest.raises(RefusedError, match="unknown format 'txt'; there are text, hex, raw"):
+        operator.watch("a", "txt", Terminal())
+
+
+def test_a_watch_shows_what_passes_until_it_ends(living: Living, operator: Operator) -> None:
+    terminal = Terminal()
+    shown = terminal.shown
+    with living.house.connect("out"):
+        unwatch = operator.watch("feed", "text", terminal)
+        living.house.until(lambda: len(shown) >= 2)
+        unwatch()
+        count = len(shown)
+        living.house.until(lambda: operator.status()["relays"][1]["totals"]["bytes_in"] > 100)
+        assert len(shown) == count
+    text = b"".join(shown).decode()
+    assert " feed > replay:" in text
+    assert " one\n" in text
+    assert r"\x1b[2J" in text
+    unwatch()  # harmless
+
+
+def test_a_watch_outlives_a_reload_that_changes_its_relay(living: Living, operator: Operator) -> None:
+    terminal = Terminal()
+    shown = terminal.shown
+    with living.house.connect("out"):
+        unwatch = operator.watch("feed", "raw", terminal)
+        living.house.until(lambda: shown)
+        assert living.reload(FEED.format(living.house.folder) + "max_clients = 7\n") == ()
+        shown.clear()
+        living.house.until(lambda: shown)
+        unwatch()
+        living.house.reactor.turn(0)
+        shown.clear()
+        for _ in range(20):
+            living.house.reactor.turn(0.01)
+        assert not shown
+
+
+def test_a_watch_of_a_relay_that_is_removed_ends_quietly(living: Living, operator: Operator) -> None:
+    unwatch = operator.watch("feed", "raw", Terminal())
+    assert living.reload(RELAY.format("a")) == ()
+    unwatch()
+
+
+def test_a_watcher_that_takes_nothing_does_not_hold_the_stream(living: Living, operator: Operator) -> None:
+    with living.house.connect("out"):
+        terminal = Terminal()
+        terminal.full = True
+        unwatch = operator.watch("feed", "hex", terminal)
+        living.house.until(lambda: operator.status()["relays"][1]["totals"]["bytes_out"] > 100)
+        unwatch()

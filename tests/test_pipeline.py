@@ -1,0 +1,110 @@
+"""One direction: producers -> taps -> sinks, and who may hold it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relayd.pipeline import Pipeline
+from tests.fakes import FakeReactor, FakeTransport
+
+
+class Taker:
+    """A sink that notes what it is put."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+
+    def put(self, chunk: bytes) -> None:
+        self.got.append(chunk)
+
+
+def pipeline_with(*producers: FakeTransport) -> Pipeline:
+    pipeline = Pipeline()
+    for producer in producers:
+        pipeline.add_producer(producer)
+    return pipeline
+
+
+def test_every_tap_and_sink_gets_the_same_object() -> None:
+    pipeline, takers, seen = Pipeline(), [Taker(), Taker()], []
+    pipeline.sinks.update(dict.fromkeys(takers))  # type: ignore[arg-type]
+    pipeline.taps += (lambda chunk, peer: seen.append((chunk, peer)),)
+    chunk = b"chunk"
+    pipeline.put(chunk, "peer")
+    assert seen == [(chunk, "peer")]
+    assert all(taker.got[0] is chunk for taker in takers)
+
+
+def test_producers_pause_with_the_first_holder_and_go_on_after_the_last() -> None:
+    one, two = FakeTransport(FakeReactor()), FakeTransport(FakeReactor())
+    pipeline = pipeline_with(one, two)
+    assert (one.resumes, two.resumes) == (1, 1)  # who comes to a pipeline that is not held may read
+    for holder in ("a", "b", "a"):
+        pipeline.hold(holder)
+    assert (one.pauses, two.pauses, pipeline.held) == (1, 1, True)
+    pipeline.release("a")
+    assert one.paused and two.paused and pipeline.held
+    pipeline.release("b")
+    assert (one.resumes, two.resumes, one.paused, pipeline.held) == (2, 2, False, False)
+
+
+def test_releasing_what_is_not_held_is_harmless() -> None:
+    one = FakeTransport(FakeReactor())
+    pipeline = pipeline_with(one)
+    pipeline.release("nobody")
+    assert one.resumes == 1  # that of its coming
+
+
+def test_a_producer_that_comes_while_held_starts_paused() -> None:
+    pipeline, late = Pipeline(), FakeTransport(FakeReactor())
+    pipeline.hold("a")
+    pipeline.add_producer(late)
+    assert late.paused
+    pipeline.release("a")
+    assert not late.paused
+
+
+def test_a_producer_that_was_paused_elsewhere_goes_on_where_nothing_is_held() -> None:
+    former, pipeline, link = Pipeline(), Pipeline(), FakeTransport(FakeReactor())
+    former.add_producer(link)
+    former.hold("a")
+    former.remove_producer(link)
+    assert link.paused
+    pipeline.add_producer(link)
+    assert not link.paused
+    former.release("a")
+    assert (link.pauses, link.resumes) == (1, 2)  # who has left hears nothing more of it
+
+
+def test_who_holds_can_be_asked() -> None:
+    pipeline = Pipeline()
+    pipeline.hold("a")
+    assert pipeline.is_held_by("a") and not pipeline.is_held_by("b")
+    pipeline.release("a")
+    assert not pipeline.is_held_by("a")
+
+
+def test_a_producer_that_left_is_not_touched() -> None:
+    gone = FakeTransport(FakeReactor())
+    pipeline = pipeline_with(gone)
+    pipeline.remove_producer(gone)
+    pipeline.remove_producer(gone)
+    pipeline.hold("a")
+    pipeline.release("a")
+    assert (gone.pauses, gone.resumes) == (0, 1)  # that of its coming
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans())))
+def test_s12_every_pause_has_its_resume(steps: list[tuple[str, bool]]) -> None:
+    producer = FakeTransport(FakeReactor())
+    pipeline, holders = pipeline_with(producer), set()
+    for holder, hold in steps:
+        if hold:
+            pipeline.hold(holder)
+            holders.add(holder)
+        else:
+            pipeline.release(holder)
+            holders.discard(holder)
+        assert producer.paused == pipeline.held == bool(holders)
+        assert producer.pauses - (producer.resumes - 1) == bool(holders)

@@ -1,0 +1,430 @@
+"""relayctl: what it takes, what it says and how it ends, against a real control socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from relayd import __version__, relayctl
+from relayd.controller import Controller
+from relayd.net.listener import ListenerPool
+from relayd.net.reactor import Reactor
+from relayd.observe.dump import DumpTarget
+from relayd.relayctl import DEFAULT_SOCKET, main
+from tests.fakes import bound_log
+from tests.support import PATIENCE, ROOT, listener, wait_until
+from tests.test_controller import FakeControlled
+from tests.test_statustable import link, relay, snapshot
+
+Capture = pytest.CaptureFixture[str]
+
+
+class Daemon(FakeControlled):
+    """A fake daemon behind a real controller, in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = str(path)
+        self.snapshot = snapshot(relay("ais", link(lag=0.5)), relay("late", link(lag=7.0)))
+        self.pieces = [b"one\n", b"\xff\x00two\n"]  # of a dump, after which the daemon ends
+        self.reactor = Reactor()
+        self.pool = ListenerPool()
+        self.controller = Controller(self.reactor, self.pool, bound_log(self.reactor)[0])
+        self.controller.serve(self)
+        self.controller.listen(self.controller.take(self.path, 0o600), 0o600)
+        self._thread = threading.Thread(target=self.reactor.run)
+        self._thread.start()
+
+    def watch(self, relay: str, style: str, target: DumpTarget) -> Callable[[], None]:
+        unwatch = super().watch(relay, style, target)
+        self.reactor.call_later(0, self._show)
+        return unwatch
+
+    def _show(self) -> None:
+        for piece in self.pieces:
+            self.watchers[0].write(piece)
+        if self.pieces:
+            self.controller.close()
+
+    def in_loop(self, callback: Callable[[], None]) -> None:
+        self.reactor.post(callback)
+
+    def close(self) -> None:
+        self.in_loop(self.reactor.stop)
+        self._thread.join(PATIENCE)
+        self.controller.close()
+        while self.controller.callers:
+            self.reactor.turn(0.1)
+        self.pool.close()
+        self.reactor.close()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    daemon = Daemon(tmp_path / "control.sock")
+    monkeypatch.setenv("RELAYD_CONTROL", daemon.path)
+    yield daemon
+    daemon.close()
+
+
+def complaint(capsys: Capture, *words: str, status: int) -> str:
+    """Return the one line that is said of a command that fails."""
+    assert main(words) == status
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("relayctl: ")
+    assert line.isprintable()
+    return line[len("relayctl: ") :]
+
+
+def words_of(*words: str) -> list[str]:
+    """The words that run relayctl as a process; any warning of Python's is an error."""
+    code = "import sys\nfrom relayd.relayctl import main\nsys.exit(main())"
+    return [sys.executable, "-W", "error", "-c", code, *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Ours, and Python's own choice for what is written: it stays in a buffer until the end."""
+    return {**os.environ, "PYTHONUNBUFFERED": "", **more}
+
+
+def run(*words: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        words_of(*words), cwd=ROOT, env=environment(**environ), stdin=subprocess.DEVNULL, capture_output=True,
+        timeout=PATIENCE, check=False,
+    )  # fmt: skip
+
+
+# -- words --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "a command is missing"),
+        (("statsu",), "statsu: unknown command; did you mean 'status'?"),
+        (("STATUS",), "STATUS: unknown command; did you mean 'status'?"),
+        (("relaod",), "did you mean 'reload'?"),
+        (("zzzz",), "zzzz: unknown command"),
+        (("",), "unknown command"),
+        (("--jsno", "status"), "--jsno: unknown option; did you mean '--json'?"),
+        (("--sokcet=/x", "status"), "did you mean '--socket'?"),
+        (("-v",), "-v: unknown option"),
+        (("--socket",), "--socket: needs a path"),
+        (("--socket=", "status"), "--socket: needs a path"),
+        (("status", "--socket"), "--socket: needs a path"),
+        (("status", "ais"), "status: takes no more words"),
+        (("stop", "now"), "stop: takes no more words"),
+        (("kick",), "kick: takes RELAY and PEER"),
+        (("kick", "ais"), "kick: takes RELAY and PEER"),
+        (("kick", "ais", "a", "b"), "kick: takes RELAY and PEER"),
+        (("dump", "ais"), "dump: takes RELAY and FORMAT"),
+        (("--json",), "a command is missing"),
+        (("top", "--json"), "--json: belongs to status"),
+        (("reload", "--json"), "--json: belongs to status"),
+        (("sta\ntus\x1b[2J",), "unknown command"),
+    ],
+)
+def test_wrong_words_are_one_line_and_exit_status_2(capsys: Capture, words: tuple[str, ...], said: str) -> None:
+    assert said in complaint(capsys, *words, status=2)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("-h",), ("status", "--help"), ("nonsense", "--help")])
+def test_help_names_every_command(capsys: Capture, words: tuple[str, ...]) -> None:
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    for command in ("status", "top", "reload", "stop", "kick RELAY PEER", "dump RELAY FORMAT", "--socket"):
+        assert f"  {command} " in text
+    assert "status [--json] " in text
+    assert DEFAULT_SOCKET in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+def test_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"relayctl {__version__}\n"
+
+
+# -- nobody there -------------------------------------------------------------------------------
+
+
+def test_no_daemon_is_one_line_and_exit_status_1(capsys: Capture, tmp_path: Path) -> None:
+    path = str(tmp_path / "no.sock")
+    assert complaint(capsys, "--socket", path, "status", status=1) == (
+        f"no relayd is running with the control socket {path}"
+    )
+
+
+def test_a_socket_that_nobody_listens_on_any_more_is_no_daemon(capsys: Capture, tmp_path: Path) -> None:
+    path = str(tmp_path / "dead.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    assert "no relayd is running" in complaint(capsys, f"--socket={path}", "stop", status=1)
+
+
+def test_a_path_that_can_be_no_socket_is_told(capsys: Capture, tmp_path: Path) -> None:
+    assert "cannot reach" in complaint(capsys, "--socket", str(tmp_path / ("x" * 200)), "status", status=1)
+    (tmp_path / "file").touch()
+    complaint(capsys, "--socket", str(tmp_path / "file"), "status", status=1)
+    complaint(capsys, "--socket", str(tmp_path / "file" / "below"), "status", status=1)
+
+
+def test_no_daemon_leaves_no_warning_of_pythons_either(tmp_path: Path) -> None:
+    done = run("status", RELAYD_CONTROL=str(tmp_path / "no.sock"))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert len(done.stderr.splitlines()) == 1, done.stderr.decode()
+
+
+def test_the_default_socket_is_the_packages(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RELAYD_CONTROL", raising=False)
+    if os.path.exists(DEFAULT_SOCKET):
+        pytest.skip("a relayd runs here")
+    assert DEFAULT_SOCKET in complaint(capsys, "status", status=1)
+
+
+# -- somebody else there ------------------------------------------------------------------------
+
+
+class Impostor(threading.Thread):
+    """Listens on a Unix socket, and answers the first caller as it is told, without reading when `deaf`."""
+
+    def __init__(self, path: Path, answer: bytes | None, deaf: bool = False) -> None:
+        super().__init__(daemon=True)
+        self.path = str(path)
+        self._answer, self._deaf = answer, deaf
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.bind(self.path)
+        self._sock.listen()
+        self._sock.settimeout(PATIENCE)
+        self.start()
+
+    def run(self) -> None:
+        sock, _ = self._sock.accept()
+        with self._sock, sock:
+            sock.settimeout(PATIENCE)
+            sock.recv(65536, socket.MSG_PEEK if self._deaf else 0)
+            if self._answer is None:
+                sock.recv(65536)
+            else:
+                sock.sendall(self._answer)
+
+
+@pytest.mark.parametrize("answer", [b"", b'{"ok": true, "sta', b"220 mail.example ESMTP\n", b"\xff\n", b"[]\n"])
+@pytest.mark.parametrize("words", [("status",), ("top",)])
+def test_an_answer_that_is_none_is_one_line(
+    capsys: Capture, tmp_path: Path, answer: bytes, words: tuple[str, ...]
+) -> None:
+    impostor = Impostor(tmp_path / "s", answer)
+    complaint(capsys, "--socket", impostor.path, *words, status=1)
+    impostor.join(PATIENCE)
+
+
+def test_a_daemon_that_does_not_answer_is_not_awaited_for_ever(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relayctl, "_TIMEOUT", 0.1)
+    impostor = Impostor(tmp_path / "s", None)
+    assert "no answer: timed out" in complaint(capsys, "--socket", impostor.path, "status", status=1)
+    impostor.join(PATIENCE)
+
+
+@pytest.mark.parametrize("words", [("status",), ("dump", "ais", "text")])
+def test_a_daemon_that_dies_is_one_line(capsys: Capture, tmp_path: Path, words: tuple[str, ...]) -> None:
+    answer = b'{"ok": true}\n' if words[0] == "dump" else b""
+    impostor = Impostor(tmp_path / "s", answer, deaf=True)  # what it has not read makes its end a reset
+    complaint(capsys, "--socket", impostor.path, *words, status=1)
+    impostor.join(PATIENCE)
+
+
+# -- each command -------------------------------------------------------------------------------
+
+
+def test_status_is_a_table(capsys: Capture, daemon: Daemon) -> None:
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("relayd 1.2.3, pid 42")
+    assert [line.split()[0] for line in lines[2:]] == ["RELAY", "ais", "late"]
+
+
+@pytest.mark.parametrize("words", [("status", "--json"), ("--json", "status")])
+def test_status_json_is_the_whole_snapshot(capsys: Capture, daemon: Daemon, words: tuple[str, ...]) -> None:
+    daemon.snapshot = {**daemon.snapshot, "text": "é\n\x1b", "much": "x" * 3_000_000}
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out) == daemon.snapshot
+
+
+def test_the_socket_can_be_named_in_three_ways(
+    capsys: Capture, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["stop"]) == 0
+    monkeypatch.setenv("RELAYD_CONTROL", "/nonexistent")
+    assert main(["--socket", daemon.path, "stop"]) == 0
+    assert main(["stop", f"--socket={daemon.path}"]) == 0
+    assert daemon.calls == [("stop",)] * 3
+    assert capsys.readouterr().out == "stopping\n" * 3
+
+
+def test_kick(capsys: Capture, daemon: Daemon) -> None:
+    assert main(["kick", "ais", "unix:a b"]) == 0
+    assert daemon.calls == [("kick", "ais", "unix:a b")]
+    assert capsys.readouterr().out == "2 link(s) reset\n"
+
+
+def test_reload(capsys: Capture, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "reload", lambda: {"summary": "3 of 4 sources up"})
+    assert main(["reload"]) == 0
+    assert capsys.readouterr().out == "reloaded: 3 of 4 sources up\n"
+
+
+def test_a_refused_reload_says_every_reason(capsys: Capture, daemon: Daemon) -> None:
+    assert main(["reload"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("relayctl: ")
+    assert "f:3: broken" in printed.err
+    assert "f:4: too" in printed.err
+
+
+def test_dump_shows_the_bytes_as_they_are(capsysbinary: pytest.CaptureFixture[bytes], daemon: Daemon) -> None:
+    assert main(["dump", "ais", "raw"]) == 0
+    assert daemon.calls == [("watch", "ais", "raw")]
+    assert capsysbinary.readouterr().out == b"one\n\xff\x00two\n"
+
+
+def test_dump_of_an_unknown_relay_is_refused(capsys: Capture, daemon: Daemon) -> None:
+    assert complaint(capsys, "dump", "sia", "text", status=1) == "there is no such relay"
+
+
+def test_top_shows_the_table_again_and_again_by_lag(
+    capsys: Capture, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        daemon.snapshot = snapshot(relay("ais", bytes_in=10_240), uptime=101.0)
+        if len(slept) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(relayctl, "time", SimpleNamespace(sleep=sleep))
+    assert main(["top"]) == 0
+    assert slept == [1, 1]
+    _, first, second = capsys.readouterr().out.split("\x1b[H")
+    assert first.index("late") < first.index("ais")
+    assert "late" not in second
+    assert "10K/s" in second
+    assert second.endswith("\x1b[J")
+    assert daemon.calls == [("status",)] * 2  # on one connection
+
+
+def test_top_ends_when_the_daemon_does(capsys: Capture, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(seconds: float) -> None:
+        daemon.in_loop(daemon.controller.close)
+        wait_until(lambda: not os.path.exists(daemon.path))
+
+    monkeypatch.setattr(relayctl, "time", SimpleNamespace(sleep=sleep))
+    assert main(["top"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# -- the terminal -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [(("status",), 0), (("status", "--json"), 0), (("status", "--json"), 1_000_000), (("--help",), 0)],
+)
+def test_a_reader_that_has_seen_enough_is_no_error(daemon: Daemon, words: tuple[str, ...], size: int) -> None:
+    daemon.snapshot = {**daemon.snapshot, "much": "x" * size}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as stdout:
+        done = subprocess.run(
+            words_of(*words), cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL,
+            stdout=stdout, stderr=subprocess.PIPE,
+            timeout=PATIENCE, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_dump_whose_reader_goes_is_no_error(daemon: Daemon) -> None:
+    daemon.pieces = []
+
+    def show(piece: bytes) -> None:
+        daemon.in_loop(lambda: daemon.watchers[0].write(piece) and None)
+
+    process = subprocess.Popen(
+        words_of("dump", "ais", "text"), cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    wait_until(lambda: daemon.watchers)
+    show(b"first\n")
+    assert process.stdout.readline() == b"first\n"
+    process.stdout.close()
+    show(b"second\n")
+    assert process.wait(PATIENCE) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("words", [("top",), ("dump", "ais", "text")])
+def test_ctrl_c_ends_it_without_a_word(daemon: Daemon, words: tuple[str, ...]) -> None:
+    daemon.pieces = []
+    with subprocess.Popen(
+        words_of(*words),
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        wait_until(lambda: daemon.calls)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def test_p20_a_terminal_that_knows_ascii_alone_gets_the_table_too(daemon: Daemon) -> None:
+    daemon.snapshot = snapshot(relay("a", last_error="é" + "x" * 200))
+    done = run("status", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b" up " in done.stdout
+
+
+def test_a_full_disk_is_one_line(daemon: Daemon) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            words_of("status"), cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL,
+            stdout=full, stderr=subprocess.PIPE,
+            timeout=PATIENCE, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr.decode()
+
+
+def test_what_is_no_terminal_is_a_hundred_columns_wide(capsys: Capture, daemon: Daemon) -> None:
+    daemon.snapshot = snapshot(relay("a", last_error="x" * 200))
+    assert main(["status"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 100
+
+
+def test_a_tcp_port_is_no_control_socket(capsys: Capture) -> None:
+    with listener() as sock:
+        complaint(capsys, "--socket", f"127.0.0.1:{sock.getsockname()[1]}", "status", status=1)

@@ -1,0 +1,182 @@
+"""The table: what an operator sees at a glance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relayd.statustable import amount, duration, table
+
+
+def link(**changes: Any) -> dict[str, Any]:
+    return {"state": "up", "peer": "10.0.0.7:51344", "queued": 0, "lag": 0.0, **changes}
+
+
+def relay(name: str = "ais", *links: dict[str, Any], bytes_in: int = 0, dropped: int = 0, **source: Any) -> Any:
+    return {
+        "name": name,
+        "source": {"state": "up", "for": 12.0, "last_error": "", **source},
+        "destinations": list(links),
+        "totals": {"bytes_in": bytes_in, "dropped": dropped},
+    }
+
+
+def snapshot(*relays: Any, uptime: float = 100.0, error: str = "") -> dict[str, Any]:
+    return {
+        "version": "1.2.3", "pid": 42, "uptime": uptime, "loop_lag": {"last": 0.001, "max": 0.0123},
+        "reload": {"failed": bool(error), "error": error}, "relays": list(relays),
+    }  # fmt: skip
+
+
+def cells(lines: list[str], name: str) -> dict[str, str]:
+    """Return a relay's row by its columns."""
+    head = lines[2]
+    titles = ["RELAY", "SOURCE", "SINCE", "RATE", "LINKS", "QUEUED", "LAG", "DROPPED", "LAST ERROR"]
+    starts = [head.index(title) for title in titles]
+    (row,) = [line for line in lines[3:] if line.split()[0] == name]
+    return {
+        title: row[begin:end].strip() for title, begin, end in zip(titles, starts, [*starts[1:], None], strict=True)
+    }
+
+
+def test_a_row_says_what_there_is_to_know() -> None:
+    links = [
+        link(queued=1000, lag=0.4), link(queued=3096, lag=12.0),
+        link(state="backing off", queued=0, lag=0.0, last_error="ECONNREFUSED"),
+    ]  # fmt: skip
+    status = snapshot(
+        relay("ais", *links, bytes_in=5_000_000, dropped=2_500_000), relay("quiet", state="connecting", **{"for": 3700})
+    )
+    lines = table(status, 100)
+    assert lines[:2] == [
+        "relayd 1.2.3, pid 42, up 1m 40s, 1 of 2 sources up, loop lag 12 ms at most",
+        "",
+    ]
+    assert cells(lines, "ais") == {
+        "RELAY": "ais", "SOURCE": "up", "SINCE": "12s", "RATE": "49K/s", "LINKS": "2 (+1 down)", "QUEUED": "4.0K",
+        "LAG": "12s", "DROPPED": "2.4M", "LAST ERROR": "ECONNREFUSED",
+    }  # fmt: skip
+    assert cells(lines, "quiet") == {
+        "RELAY": "quiet", "SOURCE": "connecting", "SINCE": "1h 1m", "RATE": "0/s", "LINKS": "0", "QUEUED": "0",
+        "LAG": "-", "DROPPED": "-", "LAST ERROR": "-",
+    }  # fmt: skip
+
+
+def test_the_sources_error_comes_first() -> None:
+    lines = table(snapshot(relay("a", link(last_error="theirs"), last_error="its own")), 100)
+    assert cells(lines, "a")["LAST ERROR"] == "its own"
+
+
+def test_no_relay_at_all() -> None:
+    lines = table(snapshot(), 100)
+    assert "0 of 0 sources up" in lines[0]
+    assert len(lines) == 3
+
+
+def test_a_failed_reload_is_shown_with_its_reason() -> None:
+    lines = table(snapshot(relay(), error="f:3: broken"), 100)
+    assert [line for line in lines if "last reload failed: f:3: broken" in line]
+
+
+# -- width --------------------------------------------------------------------------------------
+
+LONG = snapshot(
+    relay("n" * 64, link(queued=10**12, lag=99999.0), bytes_in=10**15, dropped=10**14, last_error="e" * 300,
+          state="connecting", **{"for": 9e8}),
+    relay("short", last_error="ECONNREFUSED"),
+    error="/etc/relayd/relayd.ini:12: [relay ais] destination: " + "x" * 200,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [100, 80, 40])
+def test_every_row_fits_the_terminal(width: int) -> None:
+    rows = table(LONG, width)[1:]
+    assert max(map(len, rows)) <= width
+    assert rows[2].endswith("…")
+
+
+def test_the_head_line_fits_too() -> None:
+    assert all(len(line) <= 100 for line in table(LONG, 100))
+
+
+def test_a_long_name_does_not_push_out_what_matters() -> None:
+    head = table(LONG, 100)[2]
+    assert [title for title in ("RATE", "LINKS", "LAG", "DROPPED") if title in head] == [
+        "RATE", "LINKS", "LAG", "DROPPED",
+    ]  # fmt: skip
+
+
+def test_columns_stand_below_each_other() -> None:
+    lines = table(snapshot(relay("a"), relay("a-longer-name")), 100)
+    at = lines[2].index("SOURCE")
+    assert [line[at:].split()[0] for line in lines[3:]] == ["up", "up"]
+
+
+# -- rates and order --------------------------------------------------------------------------
+
+
+def rates(status: dict[str, Any], before: dict[str, Any] | None) -> dict[str, str]:
+    lines = table(status, 100, before)
+    return {relay["name"]: cells(lines, relay["name"])["RATE"] for relay in status["relays"]}
+
+
+def test_rates_are_those_since_the_status_before() -> None:
+    before = snapshot(relay("a", bytes_in=10_000), uptime=100)
+    now = snapshot(relay("a", bytes_in=12_000), relay("new", bytes_in=500), uptime=102)
+    assert rates(now, before) == {"a": "1.0K/s", "new": "250/s"}
+    assert rates(now, None) == {"a": "118/s", "new": "5/s"}
+
+
+def test_no_time_passed_is_no_rate() -> None:
+    status = snapshot(relay("a", bytes_in=10), uptime=0.0)
+    assert rates(status, None) == {"a": "0/s"}
+    assert rates(status, status) == {"a": "0/s"}
+
+
+def test_top_has_the_one_that_is_most_behind_first() -> None:
+    status = snapshot(
+        relay("none"), relay("some", link(lag=1.5), link(lag=0.1)), relay("up", link()), relay("most", link(lag=9.0))
+    )
+
+    def order(**how: Any) -> list[str]:
+        return [line.split()[0] for line in table(status, 100, **how)[3:]]
+
+    assert order(by_lag=True) == ["most", "some", "none", "up"]
+    assert order() == ["none", "some", "up", "most"]
+    assert [relay["name"] for relay in status["relays"]] == ["none", "some", "up", "most"]
+
+
+# -- figures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0.0s"), (0.44, "0.4s"), (9.9, "9.9s"), (10, "10s"), (59, "59s"), (60, "1m 0s"), (725, "12m 5s"),
+        (3599.4, "59m 59s"), (3600, "1h 0m"), (86399, "23h 59m"), (86400, "1d 0h"), (273600, "3d 4h"),
+        (40 * 86400, "40d 0h"),
+    ],
+)  # fmt: skip
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0"), (1, "1"), (999, "999"), (1000, "1.0K"), (1536, "1.5K"), (10 * 1024, "10K"), (999 * 1024, "999K"),
+        (1024**2, "1.0M"), (12 * 1024**2, "12M"), (1024**3, "1.0G"), (1024**4, "1.0T"), (5000 * 1024**4, "5000T"),
+    ],
+)  # fmt: skip
+def test_amounts(count: float, shown: str) -> None:
+    assert amount(count) == shown
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1e15))
+def test_figures_are_short(value: float) -> None:
+    assert len(amount(value)) <= 6
+    assert len(duration(min(value, 1e8))) <= 8

@@ -356,7 +356,7 @@ def asking(flow: Flow, stack: ExitStack) -> socket.socket:
 RUBBISH = [
     b"\n", b"rubbish\n", b"{}\n", b"[]\n", b"42\n", b"null\n", b'"status"\n', b"\xff\xfe\0\n", b'{"command": 1}\n',
     b'{"command": "status", "x": {}}\n', b'{"command": "rm"}\n', b"[" * 60_000 + b"\n", b'{"command": "kick"}\n',
-    b'{"command": "dump", "relay": "flow", "format": "off"}\n', b"GET / HTTP/1.1\r\n", b'{"command": "stop"\n',
+    b'{"command": "dump", "relay": "flow", "format": "pdf"}\n', b"GET / HTTP/1.1\r\n", b'{"command": "stop"\n',
 ]  # fmt: skip
 
 

@@ -68,7 +68,7 @@ class Inlet:
     ) -> None:
         """`sinks` is for what goes back to the source. `idle_timeout` in seconds, 0: a source may be silent.
 
-        `changed()` is called after each link that has gone, `lost()` when there is no live one any more.
+        `changed()` is called after each link that came or went, `lost()` when there is no live one any more.
         """
         self.sink = Sink(sinks)
         sinks.pipeline.sinks[self.sink] = None

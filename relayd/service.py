@@ -51,8 +51,8 @@ class Service:
         self.config = config
         for gone in plan.removed:
             self._retire(self._relays.pop(gone.name))
-        for change in plan.changed:
-            self._replace(change, relays[len(fresh) + plan.changed.index(change)])
+        for change, relay in zip(plan.changed, relays[len(fresh) :], strict=True):
+            self._replace(change, relay)
         for relay in relays:
             self._add(relay)
             relay.start()

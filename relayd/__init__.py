@@ -6,6 +6,11 @@ The path of one byte:
                          |   one shared bytes object per chunk, a run of whole records
        destination 1: Sink = SendQueue -> Transport -> fd
        destination 2: Sink = SendQueue -> Transport -> fd
+                             |
+                       a place on the Tape, which holds what anybody has still to send, once
+
+Where one raw stream goes to one place and nobody looks on, it does not come up here at all: what is read
+at the source's descriptor is spliced to the destination's, through a pipe in the kernel.
 
 Who is who, in the order of reading:
 
@@ -23,13 +28,15 @@ Who is who, in the order of reading:
     endpoints/      how links come to be: listen, connect, replay
     returnpath.py   what destinations may send back
     pipeline.py     one direction: producers -> taps -> sinks
-    sink.py         a destination's queue and link; the fast path, overflow, stalls
-    sendqueue.py    references to shared chunks, and an offset
+    sink.py         a destination's queue and link; the fast path, overflow, what is dropped
+    slowness.py     watches a destination that does not keep up
+    sendqueue.py    what waits for one destination: the chunk that is being sent, and a place on the tape
+    tape.py         the newest part of a stream;  history.py  what of it those get who join
     trial.py        whether a destination that half-closed still takes anything
-    net/            bytes in and out of descriptors: reactor, transport, connector, acceptor, listener, resolver
-    wire/           what bytes mean: framing.  No sockets, no clock
-    policy/         decisions: backoff, overflow, access, returns, loops.  No bytes, no sockets
-    observe/        what can be seen: log, dump, counters, lag
+    net/            bytes in and out of descriptors: reactor, transport, connector, acceptor, listener, resolver, pipe
+    wire/           what bytes mean: chunks, framings.  No sockets, no clock
+    policy/         decisions: backoff, overflow, history, access, returns, loops.  No bytes, no sockets
+    observe/        what can be seen: log, dump, counters
     config/         text -> frozen values; the one table of keys
     output.py address.py errors.py
 
@@ -43,8 +50,9 @@ Imports run one way, each line only to lines below it:
     status
     inlet, outlet
     endpoints, returnpath, trial
-    sink
-    pipeline, sendqueue
+    sink, history
+    pipeline, sendqueue, slowness
+    tape
     config
     net
     wire, policy, observe

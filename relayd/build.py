@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relayd.address import Address
-from relayd.config.keys import CONNECT
+from relayd.config.keys import CONNECT, LISTEN
 from relayd.config.settings import RelayConfig
 from relayd.endpoints.connect import ConnectEndpoint
 from relayd.endpoints.endpoint import Endpoint, LinkOwner
 from relayd.endpoints.listen import Admission, ListenEndpoint
 from relayd.endpoints.replay import ReplaySettings
+from relayd.history import History
 from relayd.inlet import Inlet
 from relayd.net.connector import Connector, DialSettings
 from relayd.net.listener import ListenerPool, ListenSettings
@@ -33,7 +34,6 @@ from relayd.policy.returns import RETURNS
 from relayd.relay import Destination, Relay
 from relayd.returnpath import ReturnPath
 from relayd.sink import SinkSettings
-from relayd.wire.framing import FRAMINGS
 
 # Source links of one relay, those included that were replaced and are on their way out: one that is
 # replaced again and again (two feeders that fight, a loop through another daemon) must not take all descriptors.
@@ -61,7 +61,8 @@ def build_relay(config: RelayConfig, shared: Surroundings, counters: Counters) -
 
 def listen_settings(config: RelayConfig) -> ListenSettings:
     """Return how the relay's listening ends listen."""
-    return ListenSettings(_socket_options(config), config.backlog, config.unix_mode)
+    notsent = config.notsent if config.destination_role == LISTEN else 0
+    return ListenSettings(replace(_socket_options(config), notsent=notsent), config.backlog, config.unix_mode)
 
 
 def _socket_options(config: RelayConfig) -> SocketOptions:
@@ -82,9 +83,10 @@ class _Builder:
         self._shared = shared
         self._log = shared.log.bind(relay=config.name)
         self._counters = counters
-        self._framing = FRAMINGS[config.framing]
-        self._forward = Pipeline()
-        self._backward = Pipeline()
+        self._framing = config.framing
+        # Records have to be found, and what is read seldom to be read: then nothing can go past the process.
+        self._forward = Pipeline(shared.reactor, seen=config.framing.has_records or bool(config.coalesce))
+        self._backward = Pipeline(shared.reactor, seen=config.framing.has_records)
         self._options = _socket_options(config)
 
     def relay(self) -> Relay:
@@ -115,13 +117,15 @@ class _Builder:
     def _inlet(self, relay: Relay) -> Inlet:
         config = self._config
         # What goes back is never dropped: where the source does not take it, the links are not read.
-        sinks = self._sinks(self._backward, Relief.HOLD, stall_timeout=0.0, kept=True)
+        sinks = SinkSettings(
+            self._shared.reactor, self._backward, self._framing, config.buffer, Relief.HOLD, kept=True
+        )  # fmt: skip
         return Inlet(
             self._shared.reactor, self._forward, sinks,
             framer=lambda: self._framing.framer(config.max_record),
-            counters=self._counters, log=self._log,
+            coalesce=config.coalesce, counters=self._counters, log=self._log,
             replace=config.second_source == "replace", idle_timeout=config.source_idle,
-            changed=relay.links_changed, lost=relay.source_lost, count=self._framing.count,
+            changed=relay.links_changed, lost=relay.source_lost,
         )  # fmt: skip
 
     # -- the destinations -------------------------------------------------------------------------
@@ -129,12 +133,17 @@ class _Builder:
     def _destinations(self, relay: Relay) -> list[Destination]:
         config, reactor = self._config, self._shared.reactor
         kept = config.destination_role == CONNECT
-        sinks = self._sinks(self._forward, OVERFLOW[config.overflow].relief, config.stall_timeout, kept)
+        sinks = SinkSettings(
+            reactor, self._forward, self._framing, config.buffer, OVERFLOW[config.overflow].relief, kept,
+            config.stall_timeout, config.slow_after, config.max_age,
+        )  # fmt: skip
         back = ReturnPath(
             RETURNS[config.return_rule], self._backward, lambda: self._framing.framer(config.max_record), self._counters
         )
         if not kept:
-            clients = ClientsOutlet(reactor, self._forward, sinks, back, self._counters, self._log, relay.links_changed)
+            clients = ClientsOutlet(
+                reactor, self._forward, sinks, back, self._counters, self._log, relay.links_changed, self._history()
+            )  # fmt: skip
             endpoint = self._endpoint(config.destination, config.destination_role, clients, is_source=False)
             return [Destination(clients, endpoint)]
         destinations = []
@@ -147,10 +156,13 @@ class _Builder:
             destinations.append(Destination(outlet, endpoint))
         return destinations
 
-    def _sinks(self, pipeline: Pipeline, relief: Relief, stall_timeout: float, kept: bool) -> SinkSettings:
-        return SinkSettings(
-            self._shared.reactor, pipeline, self._framing.border_before, self._config.buffer,
-            relief, stall_timeout, kept, self._framing.count,
+    def _history(self) -> History | None:
+        config = self._config
+        if not config.history:
+            return None
+        # A client that joins with a queue more than half full would be slow before it has read a byte.
+        return History(
+            self._forward.tape, config.history, config.buffer // 2, self._framing, lambda: self._shared.reactor.now
         )  # fmt: skip
 
     # -- the ends ---------------------------------------------------------------------------------
@@ -164,7 +176,7 @@ class _Builder:
         dial = DialSettings(self._options, config.connect_timeout, config.bind_source)
         return ConnectEndpoint(
             shared.reactor, addresses, Connector(shared.reactor, shared.resolver, dial, shared.guard, end),
-            self._options, ReplaySettings(config.max_record, whole=config.framing != "raw"),
+            self._options, ReplaySettings(config.max_record, whole=config.framing.has_records),
             Backoff(config.reconnect.low, config.reconnect.high, random.random),
             config.stable_after, config.linger_timeout, shared.guard, owner, self._log,
         )  # fmt: skip

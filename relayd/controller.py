@@ -31,7 +31,7 @@ from relayd.observe.log import BoundLog
 from relayd.pipeline import Pipeline
 from relayd.policy.overflow import Relief
 from relayd.sink import Sink, SinkSettings
-from relayd.wire.framing import LineFramer, raw_border_before
+from relayd.wire.framings import LINE, RAW
 
 _REQUEST_MAX = 64 * 1024  # bytes; the longest request has a peer's name in it
 _ANSWER_MAX = 16 * 1024 * 1024  # bytes queued for one caller: the status of ten thousand links has 3 MB
@@ -74,7 +74,7 @@ class Controller:
         self._pool = pool
         self.reactor = reactor
         self.callers: set[Caller] = set()
-        self._log = log
+        self.log = log
         self._listener: Listener | None = None
         self._acceptor: Acceptor | None = None
 
@@ -129,7 +129,7 @@ class Controller:
         transport.start(caller)
 
     def _exhausted(self, reason: str) -> None:
-        self._log.burst("control_paused", reason=reason)
+        self.log.burst("control_paused", reason=reason)
 
 
 def _settings(mode: int) -> ListenSettings:
@@ -142,10 +142,15 @@ class Caller:
     def __init__(self, controller: Controller, transport: Transport) -> None:
         self._controller = controller
         self._transport = transport
-        self._framer = LineFramer(_REQUEST_MAX)
+        self._framer = LINE.framer(_REQUEST_MAX)
+        self._answers = Pipeline(controller.reactor)
         self._sink = Sink(
-            SinkSettings(controller.reactor, Pipeline(), raw_border_before, _ANSWER_MAX, Relief.CUT, _IDLE, kept=False)
-        )
+            SinkSettings(
+                controller.reactor, self._answers, RAW, _ANSWER_MAX, Relief.CUT, kept=False, stall_timeout=_IDLE
+            ),
+            controller.log,
+        )  # fmt: skip
+        self._answers.sinks[self._sink] = None
         self._sink.attach(transport)
         self._waiting: deque[bytes] = deque()
         self._stop_watching: Callable[[], None] | None = None
@@ -199,7 +204,7 @@ class Caller:
             answer = {"ok": True, **self._perform(_parsed(line))}
         except RefusedError as refusal:
             answer = {"ok": False, "error": str(refusal)}
-        self._sink.put(json.dumps(answer).encode() + b"\n")
+        self._answers.put(json.dumps(answer).encode() + b"\n", 0, "")
         if self._stop_watching is None:
             self._timer = self._controller.reactor.call_later(_IDLE, self.finish)
 
@@ -232,7 +237,7 @@ class Caller:
         """Take a piece of a dump if it fits: a terminal that does not keep up misses something, and is told."""
         if not self._has_room():
             return False
-        self._sink.put(data)
+        self._answers.put(data, 0, "")
         return True
 
     def _has_room(self) -> bool:

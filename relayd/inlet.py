@@ -8,11 +8,10 @@ from relayd.endpoints.endpoint import Endpoint, LinkTransport
 from relayd.net.reactor import Reactor, TimerHandle
 from relayd.net.transport import TransportProtocol
 from relayd.observe.counters import Counters
-from relayd.observe.lag import LagMeter
 from relayd.observe.log import BoundLog
 from relayd.pipeline import Pipeline
 from relayd.sink import Sink, SinkSettings
-from relayd.wire.framing import Framer, no_records
+from relayd.wire.framing import Framer
 
 
 class SourceLink:
@@ -29,6 +28,10 @@ class SourceLink:
 
     def data_received(self, data: bytes) -> None:
         self.inlet.received(self, data)
+
+    def bulk_received(self) -> bool:
+        """Much has come: pass it on without reading it, if that can be done."""
+        return self.inlet.passed_on(self)
 
     def eof_received(self) -> None:
         """A source that ends is gone: it is reconnected, or the next one is awaited."""
@@ -64,18 +67,18 @@ class Inlet:
         idle_timeout: float,
         changed: Callable[[], None],
         lost: Callable[[], None],
-        count: Callable[[bytes], int] = no_records,
+        coalesce: float = 0.0,
     ) -> None:
         """`sinks` is for what goes back to the source. `idle_timeout` in seconds, 0: a source may be silent.
+        `coalesce`: seconds between two reads of small pieces.
 
         `changed()` is called after each link that came or went, `lost()` when there is no live one any more.
         """
-        self.sink = Sink(sinks)
+        self.sink = Sink(sinks, log)
         sinks.pipeline.sinks[self.sink] = None
         self.log = log
         self.link: SourceLink | None = None
         self.links: set[SourceLink] = set()
-        self._lag = LagMeter()
         self.last_reason = ""  # why the last link ended
         self.changed_at = reactor.now  # when the live link came, or went
         self._reactor = reactor
@@ -86,7 +89,7 @@ class Inlet:
         self._replace = replace
         self._idle_timeout = idle_timeout
         self._idle_timer: TimerHandle | None = None
-        self._count = count
+        self._coalesce = coalesce
         self._changed = changed
         self._lost = lost
 
@@ -117,6 +120,7 @@ class Inlet:
         self.changed_at = self._reactor.now
         self._counters.source_links += 1
         link.log.info("connected")
+        transport.on_bulk, transport.coalesce = link.bulk_received, self._coalesce
         self._pipeline.add_producer(link)
         self.sink.attach(transport)
         self._watch_idle()
@@ -125,10 +129,9 @@ class Inlet:
 
     def adopt(self, former: Inlet, endpoint: Endpoint) -> None:
         """Take over the live link of the configuration before, and what waits to go back to the source."""
-        former.sink.move(self._sinks, None)
+        former.sink.move(self._sinks, self.log)
         del self._sinks.pipeline.sinks[self.sink]
         self.sink, former.sink = former.sink, self.sink
-        self._lag = former._lag
         self.last_reason = former.last_reason
         link = former.hand_over()
         if link is None:
@@ -136,6 +139,7 @@ class Inlet:
         endpoint.adopt(link.transport, link.endpoint)
         link.inlet, link.endpoint = self, endpoint
         link.framer.max_record = self._framer().max_record
+        link.transport.coalesce = self._coalesce
         self.link = link
         self.links.add(link)
         self.changed_at = former.changed_at
@@ -156,24 +160,27 @@ class Inlet:
         """Records that have come so far; 0 with a framing that has none."""
         return self._counters.records_in
 
-    def lag_of(self, waiting: int, now: float) -> float:
-        """Return how many seconds ago a byte passed that has `waiting` bytes between it and the stream's head."""
-        return self._lag.lag(self._counters.bytes_in - waiting, now)
-
     # -- for links ------------------------------------------------------------------------------
 
     def received(self, link: SourceLink, data: bytes) -> None:
         """The link has read something; only the live one does."""
         framer = link.framer
         counters = self._counters
-        chunk = framer.feed(data)
+        run = framer.feed(data)
         if framer.unframed:
             counters.unframed += framer.take_unframed()
-        if chunk:
-            counters.bytes_in += len(chunk)
-            counters.records_in += self._count(chunk)
-            self._lag.passed(counters.bytes_in, self._reactor.now)
-            self._pipeline.put(chunk, link.peer)
+        if run:
+            counters.bytes_in += len(run)
+            counters.records_in += framer.records
+            self._pipeline.put(run, framer.records, link.peer)
+
+    def passed_on(self, link: SourceLink) -> bool:
+        """Pass on what the link has to be read without reading it; return whether that could be done."""
+        moved = self._pipeline.splice(link.transport)
+        if moved > 0:
+            self._counters.bytes_in += moved
+            self._counters.spliced += moved
+        return moved >= 0
 
     def release(self, link: SourceLink) -> None:
         """The link is no longer the source; a record it was cut in is thrown away."""

@@ -11,6 +11,7 @@ from typing import cast
 
 from relayd.address import Address
 from relayd.endpoints.endpoint import Endpoint, LinkTransport
+from relayd.history import History
 from relayd.net.reactor import Reactor
 from relayd.net.transport import Transport, TransportProtocol
 from relayd.observe.counters import Counters
@@ -26,18 +27,22 @@ class DestinationLink:
 
     __slots__ = ("dropped_before", "endpoint", "half_closed", "outlet", "peer", "sent_before", "sink", "transport")
 
-    def __init__(self, outlet: Outlet, endpoint: Endpoint, transport: LinkTransport, sink: Sink) -> None:
+    def __init__(self, outlet: Outlet, endpoint: Endpoint, transport: LinkTransport, peer: str, sink: Sink) -> None:
         self.outlet = outlet
         self.endpoint = endpoint
         self.transport = transport
+        self.peer = peer
         self.sink = sink
-        self.peer = endpoint.peer_name(transport)
         self.half_closed = False
         self.sent_before = sink.sent
         self.dropped_before = sink.dropped
 
     def data_received(self, data: bytes) -> None:
         self.outlet.return_path.received(self, data)
+
+    def bulk_received(self) -> bool:
+        """Much has come: pass it on without reading it, if that can be done."""
+        return self.outlet.return_path.passed_on(self, self.transport)
 
     @property
     def has_sent(self) -> bool:
@@ -91,8 +96,8 @@ class Outlet:
 
     # -- what the kinds differ in -----------------------------------------------------------------
 
-    def _sink_for_link(self) -> Sink:
-        """Return the sink that a new link is to drain."""
+    def _sink_for_link(self, log: BoundLog) -> Sink:
+        """Return the sink that a new link is to drain; `log` names the link."""
         raise NotImplementedError
 
     def _sink_left(self, sink: Sink) -> None:
@@ -116,12 +121,15 @@ class Outlet:
 
     def link_made(self, transport: LinkTransport, endpoint: Endpoint) -> TransportProtocol:
         """A destination has come up; it gets the stream from the next record on."""
-        sink = self._sink_for_link()
-        link = DestinationLink(self, endpoint, transport, sink)
+        peer = endpoint.peer_name(transport)
+        log = self._log.bind(**{self.role: peer})
+        sink = self._sink_for_link(log)
+        link = DestinationLink(self, endpoint, transport, peer, sink)
         self.links[link] = None
         self.changed_at = self._reactor.now
         self._counters.destination_links += 1
-        self._log.bind(**{self.role: link.peer}).info("connected")
+        log.info("connected")
+        transport.on_bulk = link.bulk_received
         self.return_path.joined(link)
         sink.attach(transport)
         self._changed()
@@ -134,11 +142,11 @@ class Outlet:
             endpoint.adopt(link.transport, link.endpoint)
             link.outlet, link.endpoint = self, endpoint
             self.links[link] = None
-            self._adopt_sink(link.sink)
+            self._adopt_sink(link)
             self.return_path.adopt(link, former.return_path)
 
-    def _adopt_sink(self, sink: Sink) -> None:
-        sink.move(self._sinks, None)
+    def _adopt_sink(self, link: DestinationLink) -> None:
+        link.sink.move(self._sinks, self._log.bind(**{self.role: link.peer}))
 
     # -- for links ------------------------------------------------------------------------------
 
@@ -191,8 +199,33 @@ class ClientsOutlet(Outlet):
 
     role = "client"
 
-    def _sink_for_link(self) -> Sink:
-        sink = Sink(self._sinks)
+    def __init__(
+        self,
+        reactor: Reactor,
+        pipeline: Pipeline,
+        sinks: SinkSettings,
+        return_path: ReturnPath,
+        counters: Counters,
+        log: BoundLog,
+        changed: Callable[[], None],
+        history: History | None = None,
+    ) -> None:
+        """`history`: what of the past a new client gets first."""
+        super().__init__(reactor, pipeline, sinks, return_path, counters, log, changed)
+        self._history = history
+        if history is not None:
+            pipeline.sinks[history] = None
+
+    def adopt(self, former: Outlet, endpoint: Endpoint) -> None:
+        super().adopt(former, endpoint)
+        assert isinstance(former, ClientsOutlet)
+        if self._history is not None and former._history is not None:
+            self._history.adopt(former._history)
+
+    def _sink_for_link(self, log: BoundLog) -> Sink:
+        sink = Sink(self._sinks, log)
+        if self._history is not None:
+            self._history.fill(sink.queue)
         self._pipeline.sinks[sink] = None
         return sink
 
@@ -221,28 +254,27 @@ class KeptOutlet(Outlet):
         patience: float,
     ) -> None:
         """`patience`: seconds that a half-closed link is kept when there is nothing to send, see HalfCloseTrial."""
-        super().__init__(reactor, pipeline, sinks, return_path, counters, log, changed)
+        super().__init__(
+            reactor, pipeline, sinks, return_path, counters, log.bind(destination=str(address)), changed
+        )  # fmt: skip
         self.address: Address = address
         self._patience = patience
         self._trial: HalfCloseTrial | None = None
         self._stopping = False
-        self.sink = Sink(sinks, self._overflowed)
+        self.sink = Sink(sinks, self._log)
         pipeline.sinks[self.sink] = None
 
     def adopt(self, former: Outlet, endpoint: Endpoint) -> None:
         super().adopt(former, endpoint)
         assert isinstance(former, KeptOutlet)
         if former.sink in former._pipeline.sinks:  # no link has brought it
-            former.sink.move(self._sinks, self._overflowed)
+            former.sink.move(self._sinks, self._log)
         del self._pipeline.sinks[self.sink]
         self.sink, former.sink = former.sink, self.sink
         self.last_reason, self.changed_at = former.last_reason, former.changed_at
         self._trial, former._trial = former._trial, None
 
-    def _adopt_sink(self, sink: Sink) -> None:
-        sink.move(self._sinks, self._overflowed)
-
-    def _sink_for_link(self) -> Sink:
+    def _sink_for_link(self, log: BoundLog) -> Sink:
         return self.sink
 
     def _sink_left(self, sink: Sink) -> None:
@@ -266,7 +298,7 @@ class KeptOutlet(Outlet):
         self._stopping = True
         super().stop()
         if not self.links and self.sink.queue.size:
-            self._log.warning("undelivered", destination=str(self.address), dropped=self.sink.queue.size)
+            self._log.warning("undelivered", dropped=self.sink.queue.size)
         if not self.links:
             self._retire(self.sink)
 
@@ -279,9 +311,6 @@ class KeptOutlet(Outlet):
         sink.drop_queue()
         if self._pipeline.sinks.pop(sink, self) is None:
             self._counters.add(sink)
-
-    def _overflowed(self, dropped: int) -> None:
-        self._log.burst("overflow", destination=str(self.address), dropped=dropped, reason="down")
 
     def _end_trial(self) -> None:
         if self._trial is not None:

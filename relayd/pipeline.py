@@ -12,14 +12,29 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
+from relayd.net.pipe import Pipe
+from relayd.net.reactor import Reactor
+from relayd.tape import Tape
+from relayd.wire.chunk import Chunk
+
 Tap = Callable[[bytes, str], None]  # a chunk, and the peer it came from
 
 
 class Consumer(Protocol):
-    """Where a pipeline ends: a Sink."""
+    """Where a pipeline ends: a Sink; or the stream's History."""
 
-    def put(self, chunk: bytes) -> None:
+    def put(self, chunk: Chunk) -> None:
         """Take a run of whole records, at once."""
+
+    def splice(self, source: Incoming) -> int:
+        """Take what has come from a source without it being read; return the bytes, -1 where it must be read."""
+
+
+class Incoming(Protocol):
+    """The part of a transport that is spliced from."""
+
+    def read_into(self, pipe: Pipe, limit: int) -> int:
+        """See Transport.read_into."""
 
 
 class Producer(Protocol):
@@ -35,7 +50,11 @@ class Producer(Protocol):
 class Pipeline:
     """Hands each chunk to every tap and sink."""
 
-    def __init__(self) -> None:
+    def __init__(self, reactor: Reactor, seen: bool = True) -> None:
+        """`seen`: the bytes have to come into the process, as they do for any framing."""
+        self._reactor = reactor
+        self._seen = seen
+        self.tape = Tape()
         self.sinks: dict[Consumer, None] = {}  # ordered, and left in one step
         self.taps: tuple[Tap, ...] = ()
         self._producers: set[Producer] = set()
@@ -46,14 +65,25 @@ class Pipeline:
         """Whether producers are paused."""
         return bool(self._holders)
 
-    def put(self, chunk: bytes, peer: str) -> None:
-        """Pass on a run of whole records that came from `peer`."""
+    def put(self, data: bytes, records: int, peer: str) -> None:
+        """Pass on a run of whole records, so many of them, that came from `peer`."""
         for tap in self.taps:
-            tap(chunk, peer)
+            tap(data, peer)
+        chunk = Chunk(data, records, self._reactor.now)
         # No copy of the list: links are added and removed between deliveries, never within one,
         # because the reactor tells of a lost link at the end of its turn.
         for sink in self.sinks:
             sink.put(chunk)
+
+    def splice(self, source: Incoming) -> int:
+        """Pass on what has come from a source without reading it; return the bytes, -1 where it must be read.
+
+        That is where more than one sink, or a tap, has to see it.
+        """
+        if self._seen or self.taps or len(self.sinks) != 1:
+            return -1
+        (sink,) = self.sinks
+        return sink.splice(source)
 
     def add_producer(self, producer: Producer) -> None:
         """A link's input comes here from now on; it is paused where the pipeline is held."""

@@ -216,7 +216,7 @@ class Relay:
             "destinations": [
                 link
                 for destination in self._destinations
-                for link in destination_statuses(destination.outlet, destination.endpoint, self._inlet, now)
+                for link in destination_statuses(destination.outlet, destination.endpoint, now)
             ],
             "totals": self.counters.snapshot(self._sinks()),
         }

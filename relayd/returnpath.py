@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from relayd.observe.counters import Counters
-from relayd.pipeline import Pipeline, Producer
+from relayd.pipeline import Incoming, Pipeline, Producer
 from relayd.policy.returns import RETURNS, ReturnRule
 from relayd.wire.framing import Framer
 
@@ -49,15 +49,25 @@ class ReturnPath:
         if framer is None:
             self._counters.discarded += len(data)
             return
-        chunk = framer.feed(data)
+        run = framer.feed(data)
         self._counters.unframed += framer.take_unframed()
-        if not chunk:
+        if not run:
             return
         if self._rule.admits(link, self._framers):
-            self._counters.returned += len(chunk)
-            self._pipeline.put(chunk, link.peer)
+            self._counters.returned += len(run)
+            self._pipeline.put(run, framer.records, link.peer)
         else:
-            self._counters.discarded += len(chunk)
+            self._counters.discarded += len(run)
+
+    def passed_on(self, link: Returning, transport: Incoming) -> bool:
+        """Pass on what the link has to be read without reading it; return whether that could be done."""
+        if link not in self._framers or not self._rule.admits(link, self._framers):
+            return False
+        moved = self._pipeline.splice(transport)
+        if moved > 0:
+            self._counters.returned += moved
+            self._counters.spliced += moved
+        return moved >= 0
 
     def adopt(self, link: Returning, former: ReturnPath) -> None:
         """A link of the configuration before has become this path's, in the middle of a record perhaps."""

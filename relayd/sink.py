@@ -9,20 +9,20 @@ connected one's outlives its links, and what one link cut is sent again whole on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from relayd.net.reactor import Reactor, TimerHandle
+from relayd.net.pipe import Pipe, SpliceRefused
+from relayd.net.reactor import Reactor
 from relayd.net.transport import Buffer
-from relayd.pipeline import Pipeline
-from relayd.policy.overflow import Relief
+from relayd.observe.log import BoundLog
+from relayd.pipeline import Incoming, Pipeline
+from relayd.policy.overflow import Relief, SlowAfter
 from relayd.sendqueue import SendQueue
-from relayd.wire.framing import no_records
-
-# How often a stalled link is looked at, as a part of its timeout: so late at most is it cut.
-_STALL_STEP = 0.25
-
-BorderBefore = Callable[[bytes, int], int]
+from relayd.slowness import SlownessWatch
+from relayd.wire.chunk import Chunk
+from relayd.wire.framing import Framing
 
 
 class Outgoing(Protocol):
@@ -33,6 +33,9 @@ class Outgoing(Protocol):
 
     def send_all_of(self, buffers: Sequence[Buffer]) -> int:
         """See Transport.send_all_of."""
+
+    def send_from(self, pipe: Pipe) -> int:
+        """See Transport.send_from."""
 
     def watch_writing(self, wanted: bool) -> None:
         """See Transport.watch_writing."""
@@ -47,66 +50,68 @@ class Outgoing(Protocol):
         """See Transport.abort."""
 
 
+@dataclass(frozen=True)
 class SinkSettings:
     """What all sinks of one direction of a relay share."""
 
-    __slots__ = ("border_before", "buffer", "count", "kept", "pipeline", "reactor", "relief", "stall_timeout")
+    reactor: Reactor
+    pipeline: Pipeline
+    framing: Framing
+    buffer: int  # bytes
+    relief: Relief
+    kept: bool  # the sink outlives its links
+    stall_timeout: float = 0.0  # seconds, 0: never
+    slow_after: SlowAfter = SlowAfter()
+    max_age: float = 0.0  # seconds; what has waited longer is dropped when it would be sent; 0: nothing is
 
-    def __init__(
-        self, reactor: Reactor, pipeline: Pipeline, border_before: BorderBefore, buffer: int,
-        relief: Relief, stall_timeout: float, kept: bool, count: Callable[[bytes], int] = no_records,
-    ) -> None:  # fmt: skip
-        """`buffer` in bytes; `stall_timeout` in seconds, 0: never; `kept`: outlives its links.
 
-        `count` counts the records of a chunk.
-        """
-        self.count = count
-        self.reactor = reactor
-        self.pipeline = pipeline
-        self.border_before = border_before
-        self.buffer = buffer
-        self.relief = relief
-        self.stall_timeout = stall_timeout
-        self.kept = kept
+@dataclass
+class _Gap:
+    """What was dropped when the destination began to miss something, and when that was."""
+
+    dropped: int
+    records: int
+    since: float
 
 
 class Sink:
     """One destination's way out. At every moment: put == sent - repeated + dropped + queue.size."""
 
     __slots__ = (
-        "_closing", "_ended", "_overflowed", "_progress", "_progress_at", "_settings", "_stall_timer", "_transport",
-        "dropped", "dropped_records", "queue", "repeated", "sent",
+        "_closing", "_ended", "_gap", "_log", "_settings", "_transport", "_unspliceable", "_watch",
+        "dropped", "dropped_records", "queue", "repeated", "sent", "stale_records",
     )  # fmt: skip
 
-    def __init__(self, settings: SinkSettings, overflowed: Callable[[int], None] | None = None) -> None:
-        """`overflowed(bytes)` is told when the queue was emptied while there was no link to cut."""
+    def __init__(self, settings: SinkSettings, log: BoundLog) -> None:
+        """`log` names the destination."""
+        self._log = log
         self._settings = settings
-        self._overflowed = overflowed
         self._transport: Outgoing | None = None
         self._closing = ""  # the reason, once the link is to be closed when the queue is empty
         self._ended = False  # the one link of a sink that is not kept was closed
-        self._stall_timer: TimerHandle | None = None
-        self._progress = 0  # bytes acknowledged, and since when it is no more
-        self._progress_at = 0.0
-        self.queue = SendQueue(settings.buffer)
+        self._gap: _Gap | None = None
+        self._watch: SlownessWatch | None = None
+        self._unspliceable = False
+        self.queue = SendQueue(settings.pipeline.tape, settings.buffer)
         self.sent = 0  # bytes that the kernel took
         self.repeated = 0  # of these, sent again
         self.dropped = 0  # bytes that left the queue unsent
         self.dropped_records = 0
+        self.stale_records = 0  # of these, because they had waited too long
 
     # -- the stream -----------------------------------------------------------------------------
 
-    def put(self, chunk: bytes) -> None:
+    def put(self, chunk: Chunk) -> None:
         """Send the chunk, or queue what is not taken at once."""
-        queue = self.queue
         transport = self._transport
-        if transport is None or queue.size:
+        if transport is None or self.queue.size:
             self._enqueue(chunk)
             return
-        taken = transport.send(chunk)
+        data = chunk.data
+        taken = transport.send(data)
         self.sent += taken
-        if taken < len(chunk):
-            queue.append(chunk, taken)
+        if taken < len(data):
+            self.queue.begin(chunk, taken)
             self._wait_for_room(transport)
 
     def flush(self) -> None:
@@ -115,7 +120,11 @@ class Sink:
         transport = self._transport
         if transport is None:
             return
-        if queue.size:
+        if queue.pipe is not None and queue.pipe.held:
+            self._flush_pipe(transport, queue.pipe)
+        elif queue.size:
+            if self._settings.max_age:
+                self._drop_stale()
             self.record_sent(transport.send_all_of(queue.buffers()))
         if queue.size:
             self._wait_for_room(transport)
@@ -125,35 +134,105 @@ class Sink:
             transport.close(self._closing)
             self._let_go()
 
+    def splice(self, source: Incoming) -> int:
+        """Move what has come straight from a source to the link; return the bytes, -1 where they must be read."""
+        transport, queue = self._transport, self.queue
+        if transport is None or self._closing or self._unspliceable:
+            return -1
+        pipe = queue.pipe
+        if queue.size and (pipe is None or queue.size != pipe.held):
+            return -1  # chunks wait, which come first
+        try:
+            if pipe is None:
+                pipe = queue.pipe = Pipe()
+            room = min(pipe.size, queue.limit) - pipe.held
+            moved = source.read_into(pipe, room) if room > 0 else -1
+        except SpliceRefused:
+            self._unspliceable = True
+            return -1
+        if moved <= 0:
+            # With something in the pipe, "nothing moved" may mean that no slot of it is free.
+            return moved if pipe.held else 0
+        if not queue.size:
+            pipe.since = self._settings.reactor.now
+        queue.size += moved
+        self._flush_pipe(transport, pipe)
+        if queue.size:
+            self._wait_for_room(transport)
+            if self._settings.relief is Relief.HOLD:
+                self._settings.pipeline.hold(self)
+        return moved
+
     def record_sent(self, count: int) -> None:
         """Take bytes off the queue that a link has carried away."""
         self.queue.consume(count)
         self.sent += count
-        if self.queue.size * 2 <= self.queue.limit:
-            self._settings.pipeline.release(self)
+        self._has_shrunk()
 
     def drop_queue(self) -> None:
         """Drop and count what waits; what was held for it flows again."""
-        self.dropped_records += self.queue.records(self._settings.count)
-        self.dropped += self.queue.clear()
-        self._settings.pipeline.release(self)
+        self._lose(self.queue.clear(self._settings.framing))
+        self._has_shrunk()
 
-    def _enqueue(self, chunk: bytes) -> None:
-        if self._ended:
-            self.dropped += len(chunk)
-            self.dropped_records += self._settings.count(chunk)
+    def _flush_pipe(self, transport: Outgoing, pipe: Pipe) -> None:
+        try:
+            sent = transport.send_from(pipe)
+        except SpliceRefused:
+            self._unspliceable = True
+            self.queue.pour()
+            self.record_sent(transport.send_all_of(self.queue.buffers()))
             return
-        if not self.queue.fits(chunk) and self._transport is not None:
+        self.queue.size -= sent
+        self.sent += sent
+        self._has_shrunk()
+
+    def _enqueue(self, chunk: Chunk) -> None:
+        queue = self.queue
+        if not self._ended and self._transport is not None and not queue.fits(chunk):
             self.flush()  # there may be room in the kernel that nobody has been told of yet
-            if not self.queue.size:
+            if not queue.size:
                 self.put(chunk)
                 return
-        if not self.queue.fits(chunk):
-            if self._settings.relief is Relief.CUT:
-                self._cut()
-            else:
-                self._settings.pipeline.hold(self)
-        self.queue.append(chunk)
+        if not self._ended and (queue.fits(chunk) or self._make_room(chunk)):
+            queue.append(chunk)
+            self._has_grown()
+        else:
+            self._lose((len(chunk.data), chunk.records), "" if self._ended else "slow")
+
+    def _has_grown(self) -> None:
+        settings = self._settings
+        if self._watch is not None:
+            self._watch.size_changed(self.queue.size)
+        elif settings.slow_after.seconds or (settings.stall_timeout and self._transport is not None):
+            self._watch = SlownessWatch(
+                settings.reactor, self, settings.stall_timeout, settings.slow_after, self._stop_watching
+            )
+
+    def _has_shrunk(self) -> None:
+        queue = self.queue
+        if self._watch is not None:
+            self._watch.size_changed(queue.size)
+        if queue.size * 2 <= queue.limit:
+            self._settings.pipeline.release(self)
+            if self._gap is not None:
+                self._close_gap(self._gap)
+
+    # -- what gives way ---------------------------------------------------------------------------
+
+    def _make_room(self, chunk: Chunk) -> bool:
+        """Relieve the full queue; return whether the chunk is to be queued."""
+        relief = self._settings.relief
+        if relief is Relief.CUT:
+            self._cut()
+            return not self._ended
+        if relief is Relief.HOLD:
+            self._settings.pipeline.hold(self)
+            return True
+        if relief is Relief.DROP_NEWEST:
+            return False
+        while not self.queue.fits(chunk) and self._lose(self.queue.drop_oldest(self._settings.framing), "slow"):
+            pass  # what cannot be dropped is the record that is being sent
+        return True
 
     def _cut(self) -> None:
         before = self.dropped
@@ -161,14 +240,42 @@ class Sink:
         if self._transport is not None:
             self._transport.abort("slow")
             self._let_go()
-        elif self._overflowed is not None:
-            self._overflowed(self.dropped - before)
+        else:
+            self._log.burst("overflow", reason="down", dropped=self.dropped - before)
+
+    def _drop_stale(self) -> None:
+        oldest_allowed = self._settings.reactor.now - self._settings.max_age
+        before = self.dropped_records
+        while self.queue.size and self.queue.oldest < oldest_allowed:
+            if not self._lose(self.queue.drop_oldest(self._settings.framing), "stale"):
+                break
+        self.stale_records += self.dropped_records - before
+
+    def _lose(self, lost: tuple[int, int], reason: str = "") -> int:
+        """Count bytes and records that are dropped; with a reason they are a gap in what the link gets."""
+        if reason and lost[0] and self._gap is None:
+            self._gap = _Gap(self.dropped, self.dropped_records, self._settings.reactor.now)
+            self._log.burst("dropping", reason=reason)
+        self.dropped += lost[0]
+        self.dropped_records += lost[1]
+        return lost[0]
+
+    def _close_gap(self, gap: _Gap) -> None:
+        self._gap = None
+        self._log.burst(
+            "caught_up",
+            dropped=self.dropped - gap.dropped,
+            dropped_records=self.dropped_records - gap.records,
+            after=round(self._settings.reactor.now - gap.since, 1),
+        )
 
     # -- the link -------------------------------------------------------------------------------
 
     def attach(self, transport: Outgoing) -> None:
         """A link has come up: what waits goes first, or the next chunk would find the queue full for no reason."""
         self._transport = transport
+        if self._watch is not None:
+            self._watch.restart()
         taken = -1
         while self.queue.size and self.sent != taken:
             taken = self.sent
@@ -178,7 +285,7 @@ class Sink:
         """The link is gone. What it cut is made whole again for the next; with no next, it is dropped."""
         self._let_go()
         if self._settings.kept:
-            self.repeated += self.queue.rewind(self._settings.border_before)
+            self.repeated += self.queue.rewind(self._settings.framing)
         else:
             self.drop_queue()
 
@@ -188,24 +295,26 @@ class Sink:
         Returns why it was to be closed when the queue is empty, "" where it was not.
         """
         closing = self._closing
+        self.queue.pour()
         self._let_go()
         return closing
 
-    def move(self, settings: SinkSettings, overflowed: Callable[[int], None] | None) -> None:
-        """Leave the pipeline for that of `settings`, with the queue and the link; see Sink()."""
+    def move(self, settings: SinkSettings, log: BoundLog) -> None:
+        """Leave the pipeline for that of `settings`, with the queue and the link."""
         former = self._settings.pipeline
         former.release(self)
         del former.sinks[self]
         settings.pipeline.sinks[self] = None
-        self._settings, self._overflowed = settings, overflowed
-        self.queue.limit = settings.buffer
-        if settings.relief is Relief.HOLD and self.queue.size > settings.buffer:
+        self._settings, self._log = settings, log
+        queue = self.queue
+        if queue.on_tape and queue.tape is not settings.pipeline.tape:
+            settings.pipeline.tape.take_over(queue.tape)
+        queue.tape, queue.limit = settings.pipeline.tape, settings.buffer
+        if settings.relief is Relief.HOLD and queue.size > settings.buffer:
             settings.pipeline.hold(self)
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-        if self._transport is not None and self.queue.size:
-            self._wait_for_room(self._transport)
+        self._stop_watching()
+        if queue.size:
+            self._has_grown()
 
     def finish(self, reason: str) -> None:
         """Close the link, if there is one, once the queue is empty."""
@@ -217,42 +326,36 @@ class Sink:
         self._transport = None
         self._closing = ""
         self._ended = not self._settings.kept
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+        self._unspliceable = False
+        self._stop_watching()
 
     def _wait_for_room(self, transport: Outgoing) -> None:
         transport.watch_writing(True)
-        if self._settings.stall_timeout and self._stall_timer is None:
-            self._set_stall_timer(transport)
+        self._has_grown()
 
-    # -- a peer that takes nothing ----------------------------------------------------------------
+    # -- for the watch ----------------------------------------------------------------------------
 
-    def _set_stall_timer(self, transport: Outgoing) -> None:
-        self._progress = self._acknowledged(transport)
-        self._progress_at = self._settings.reactor.now
-        self._look_again()
+    def waiting(self) -> int:
+        return self.queue.size
 
-    def _look_again(self) -> None:
-        delay = self._settings.stall_timeout * _STALL_STEP
-        self._stall_timer = self._settings.reactor.call_later(delay, self._check_stall)
+    def acknowledged(self) -> int:
+        return self.sent - self._transport.unacknowledged() if self._transport is not None else -1
 
-    def _check_stall(self) -> None:
-        timer, self._stall_timer = self._stall_timer, None
-        transport = self._transport
-        if not self.queue.size or transport is None or timer is None:
+    def has_stalled(self) -> None:
+        if self._transport is not None:
+            self._transport.abort("stalled")
+
+    def is_slow(self) -> None:
+        queue, settings = self.queue, self._settings
+        if settings.relief is Relief.CUT:
+            self._cut()
             return
-        now = self._settings.reactor.now
-        timeout = self._settings.stall_timeout
-        acknowledged = self._acknowledged(transport)
-        # A timer that comes late tells of our own loop (SIGSTOP, a suspended host), not of the peer.
-        if acknowledged != self._progress or now - timer.when > timeout / 2:
-            self._progress, self._progress_at = acknowledged, now
-        if now - self._progress_at >= timeout:
-            transport.abort("stalled")
-        else:
-            self._look_again()
+        while queue.size > settings.slow_after.size:
+            oldest = settings.relief is Relief.DROP_OLDEST
+            if not self._lose(queue.drop_oldest(settings.framing) if oldest else queue.drop_newest(), "slow"):
+                return
 
-    def _acknowledged(self, transport: Outgoing) -> int:
-        """Return what the peer has taken: the kernel takes from us in large steps only, a third of its buffer."""
-        return self.sent - transport.unacknowledged()
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None

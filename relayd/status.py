@@ -30,9 +30,9 @@ def source_status(inlet: Inlet, endpoint: Endpoint, now: float) -> dict[str, Any
     }
 
 
-def destination_statuses(outlet: Outlet, endpoint: Endpoint, inlet: Inlet, now: float) -> list[dict[str, Any]]:
+def destination_statuses(outlet: Outlet, endpoint: Endpoint, now: float) -> list[dict[str, Any]]:
     """Return each link of a destination end; a connected one that is down is shown as such."""
-    links = [_link_status(link, inlet, now) for link in outlet.links]
+    links = [_link_status(link, now) for link in outlet.links]
     if links or outlet.address is None:
         return links
     state = endpoint.state()
@@ -41,30 +41,31 @@ def destination_statuses(outlet: Outlet, endpoint: Endpoint, inlet: Inlet, now: 
             "state": state.name,
             "peer": str(outlet.address),
             "for": round(now - outlet.changed_at, 3),
-            **_sink_status(outlet.sinks[0], inlet, now),
+            **_sink_status(outlet.sinks[0], now),
             "last_reason": outlet.last_reason,
             "last_error": state.last_error,
         }
     ]
 
 
-def _link_status(link: DestinationLink, inlet: Inlet, now: float) -> dict[str, Any]:
+def _link_status(link: DestinationLink, now: float) -> dict[str, Any]:
     return {
         "state": "up",
         "peer": link.peer,
         "for": round(now - link.transport.since, 3),
-        **_sink_status(link.sink, inlet, now),
+        **_sink_status(link.sink, now),
         "returned": link.transport.bytes_read,
     }
 
 
-def _sink_status(sink: Sink, inlet: Inlet, now: float) -> dict[str, Any]:
+def _sink_status(sink: Sink, now: float) -> dict[str, Any]:
     waiting = sink.queue.size
     return {
         "sent": sink.sent,
         "repeated": sink.repeated,
         "dropped": sink.dropped,
         "dropped_records": sink.dropped_records,
+        "stale_records": sink.stale_records,
         "queued": waiting,
-        "lag": round(inlet.lag_of(waiting, now), 1) if waiting else 0.0,
+        "lag": round(now - sink.queue.oldest, 3) if waiting else 0.0,
     }

@@ -33,9 +33,10 @@ class HalfCloseTrial:
         self._gone = gone
         self._began = reactor.now
         self._tried = 0  # bytes sent on trial, and still in the queue
-        self._dropped = sink.dropped
         self._timer: TimerHandle | None = None
         self._closing = sink.hold_back()
+        # The front of the queue, once the peer has a part of it.
+        self._committed: object = sink.queue.front if sink.queue.offset else None
         transport.watch_writing(False)
         self._look()
 
@@ -62,8 +63,8 @@ class HalfCloseTrial:
             self._sink.finish(self._closing)
 
     def _is_torn(self) -> bool:
-        """Whether the queue was emptied meanwhile, under a record that is perhaps half with the peer: cut it then."""
-        if self._sink.dropped == self._dropped:
+        """Whether what the peer has half of was dropped from the queue meanwhile: cut it then."""
+        if self._committed is None or self._sink.queue.front == self._committed:
             return False
         self._transport.abort("slow")
         return True
@@ -79,6 +80,7 @@ class HalfCloseTrial:
             self._pass()
             return
         if not self._tried and self._sink.queue.size:
+            self._committed = self._sink.queue.front
             self._tried = self._transport.send(self._sink.queue.buffers()[0])
         if not self._tried and self._reactor.now - self._began >= self._patience:
             self._gone()

@@ -20,6 +20,9 @@ from relayd.net.transport import Buffer, TransportProtocol
 from relayd.observe.log import BoundLog, EventLog
 from relayd.observe.targets import Fields, render_text
 from relayd.policy.loops import LoopGuard
+from relayd.wire.chunk import Chunk
+from relayd.wire.framing import Framing
+from relayd.wire.framings import LINE
 from tests.support import PATIENCE
 
 
@@ -122,6 +125,8 @@ class FakeTransport:
         self.local = ("192.0.2.2", 5000)
         self.since = self.last_read = reactor.now
         self.bytes_read = 0
+        self.coalesce = 0.0
+        self.on_bulk: Callable[[], bool] = bool
         self._reactor = reactor
 
     @property
@@ -208,6 +213,11 @@ class FakeTransport:
         self.bytes_read += len(data)
         self.last_read = self._reactor.now
         self.protocol.data_received(data)
+
+
+def chunk(data: bytes, framing: Framing = LINE, at: float = 0.0) -> Chunk:
+    """Return a chunk of the records that the framing sees in the data."""
+    return Chunk(data, framing.count(data), at)
 
 
 class Lines:

@@ -15,7 +15,7 @@ from relayd.policy.overflow import Relief
 from relayd.policy.returns import RETURNS
 from relayd.returnpath import ReturnPath
 from relayd.sink import SinkSettings
-from relayd.wire.framing import LineFramer, line_border_before
+from relayd.wire.framings import LINE
 from tests.fakes import FakeEndpoint, FakeReactor, FakeTransport, bound_log
 
 
@@ -29,12 +29,12 @@ class Setting:
         """`former`: the setting of the configuration before, whose counters go on."""
         self.kept = kept
         self.reactor = former.reactor if former else FakeReactor()
-        self.pipeline, self.backward = Pipeline(), Pipeline()
+        self.pipeline, self.backward = Pipeline(self.reactor), Pipeline(self.reactor)  # type: ignore[arg-type]
         self.counters = former.counters if former else Counters()
         self.returned: list[tuple[bytes, str]] = []
         self.backward.taps += (lambda chunk, peer: self.returned.append((chunk, peer)),)
-        back = ReturnPath(RETURNS[rule], self.backward, lambda: LineFramer(100), self.counters)
-        sinks = SinkSettings(self.reactor, self.pipeline, line_border_before, buffer, relief, 0.0, kept)  # type: ignore[arg-type]
+        back = ReturnPath(RETURNS[rule], self.backward, lambda: LINE.framer(100), self.counters)
+        sinks = SinkSettings(self.reactor, self.pipeline, LINE, buffer, relief, kept)  # type: ignore[arg-type]
         log, self.lines = bound_log(self.reactor)
         self.endpoint, self.changes = FakeEndpoint(), 0
         parts: tuple[Any, ...] = (self.reactor, self.pipeline, sinks, back, self.counters, log, self._changed)
@@ -48,8 +48,8 @@ class Setting:
         transport.start(self.outlet.link_made(transport, self.endpoint))
         return transport
 
-    def put(self, chunk: bytes) -> None:
-        self.pipeline.put(chunk, "source")
+    def put(self, data: bytes) -> None:
+        self.pipeline.put(data, LINE.count(data), "source")
 
     def adopted(self, **settings: Any) -> Setting:
         """Return the setting of the next configuration, which has taken over."""

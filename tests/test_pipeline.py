@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.pipeline import Pipeline
+from relayd.wire.chunk import Chunk
 from tests.fakes import FakeReactor, FakeTransport
 
 
@@ -13,27 +14,29 @@ class Taker:
     """A sink that notes what it is put."""
 
     def __init__(self) -> None:
-        self.got: list[bytes] = []
+        self.got: list[Chunk] = []
 
-    def put(self, chunk: bytes) -> None:
+    def put(self, chunk: Chunk) -> None:
         self.got.append(chunk)
 
 
 def pipeline_with(*producers: FakeTransport) -> Pipeline:
-    pipeline = Pipeline()
+    pipeline = Pipeline(FakeReactor())
     for producer in producers:
         pipeline.add_producer(producer)
     return pipeline
 
 
 def test_every_tap_and_sink_gets_the_same_object() -> None:
-    pipeline, takers, seen = Pipeline(), [Taker(), Taker()], []
+    pipeline, takers, seen = Pipeline(FakeReactor()), [Taker(), Taker()], []
     pipeline.sinks.update(dict.fromkeys(takers))  # type: ignore[arg-type]
     pipeline.taps += (lambda chunk, peer: seen.append((chunk, peer)),)
-    chunk = b"chunk"
-    pipeline.put(chunk, "peer")
-    assert seen == [(chunk, "peer")]
-    assert all(taker.got[0] is chunk for taker in takers)
+    data = b"chunk"
+    pipeline.put(data, 3, "peer")
+    assert seen == [(data, "peer")]
+    assert takers[0].got[0] is takers[1].got[0]
+    chunk = takers[0].got[0]
+    assert (chunk.data is data, chunk.records, chunk.at) == (True, 3, FakeReactor().now)
 
 
 def test_producers_pause_with_the_first_holder_and_go_on_after_the_last() -> None:
@@ -57,7 +60,7 @@ def test_releasing_what_is_not_held_is_harmless() -> None:
 
 
 def test_a_producer_that_comes_while_held_starts_paused() -> None:
-    pipeline, late = Pipeline(), FakeTransport(FakeReactor())
+    pipeline, late = Pipeline(FakeReactor()), FakeTransport(FakeReactor())
     pipeline.hold("a")
     pipeline.add_producer(late)
     assert late.paused
@@ -66,7 +69,7 @@ def test_a_producer_that_comes_while_held_starts_paused() -> None:
 
 
 def test_a_producer_that_was_paused_elsewhere_goes_on_where_nothing_is_held() -> None:
-    former, pipeline, link = Pipeline(), Pipeline(), FakeTransport(FakeReactor())
+    former, pipeline, link = Pipeline(FakeReactor()), Pipeline(FakeReactor()), FakeTransport(FakeReactor())
     former.add_producer(link)
     former.hold("a")
     former.remove_producer(link)
@@ -78,7 +81,7 @@ def test_a_producer_that_was_paused_elsewhere_goes_on_where_nothing_is_held() ->
 
 
 def test_who_holds_can_be_asked() -> None:
-    pipeline = Pipeline()
+    pipeline = Pipeline(FakeReactor())
     pipeline.hold("a")
     assert pipeline.is_held_by("a") and not pipeline.is_held_by("b")
     pipeline.release("a")

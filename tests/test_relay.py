@@ -20,7 +20,7 @@ from relayd.policy.returns import RETURNS
 from relayd.relay import Destination, Relay
 from relayd.returnpath import ReturnPath
 from relayd.sink import SinkSettings
-from relayd.wire.framing import LineFramer, line_border_before
+from relayd.wire.framings import LINE
 from tests.fakes import FakeEndpoint, FakeReactor, FakeTransport, bound_log
 
 
@@ -34,19 +34,19 @@ class Setting:
         """`kept`: the addresses that are connected to; `former`: what this one will follow, whose counters go on."""
         self.reactor = former.reactor if former else FakeReactor()
         self.counters = former.counters if former else Counters()
-        self.forward, self.backward = Pipeline(), Pipeline()
+        self.forward, self.backward = Pipeline(self.reactor), Pipeline(self.reactor)  # type: ignore[arg-type]
         log, self.lines = bound_log(self.reactor)
         self.relay = Relay("ais", self.forward, self.backward, self.counters, close_with_source, unpaced, self._changed)
 
         def sinks(pipeline: Pipeline, relief: Relief, kept: bool) -> Any:
-            return SinkSettings(self.reactor, pipeline, line_border_before, buffer, relief, 0.0, kept)  # type: ignore[arg-type]
+            return SinkSettings(self.reactor, pipeline, LINE, buffer, relief, kept)  # type: ignore[arg-type]
 
         parts: Any = (self.reactor, self.forward)
         self.inlet = Inlet(
-            *parts, sinks(self.backward, Relief.HOLD, kept=True), lambda: LineFramer(100), self.counters, log,
+            *parts, sinks(self.backward, Relief.HOLD, kept=True), lambda: LINE.framer(100), self.counters, log,
             True, 0.0, changed=self.relay.links_changed, lost=self.relay.source_lost,
         )  # fmt: skip
-        back = ReturnPath(RETURNS["all"], self.backward, lambda: LineFramer(100), self.counters)
+        back = ReturnPath(RETURNS["all"], self.backward, lambda: LINE.framer(100), self.counters)
         parts = (*parts, sinks(self.forward, relief, bool(kept)), back, self.counters, log, self.relay.links_changed)
         self.outlets: list[Outlet] = [KeptOutlet(*parts, address, patience=2.0) for address in kept]  # type: ignore[arg-type]
         self.outlets = self.outlets or [ClientsOutlet(*parts)]
@@ -264,7 +264,7 @@ def test_a_source_lost_while_stopping_is_no_reason_of_its_own() -> None:
     setting = Setting(close_with_source=True)
     setting.source()
     slow = setting.client(1, room=0)
-    setting.forward.put(b"one\n", "x")
+    setting.forward.put(b"one\n", 1, "x")
     setting.stop()
     setting.reactor.end_turn()
     slow.make_room()
@@ -341,7 +341,7 @@ def test_the_status_names_state_links_and_totals() -> None:
     setting = Setting()
     setting.source().deliver(b"one\n")
     setting.client(room=1)
-    setting.forward.put(b"two\n", "x")
+    setting.forward.put(b"two\n", 1, "x")
     status = setting.relay.status(setting.reactor.now)
     assert (status["name"], status["source"]["state"], status["source"]["peer"]) == ("ais", "up", "192.0.2.1:1")
     (client,) = status["destinations"]

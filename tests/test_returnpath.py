@@ -10,7 +10,8 @@ from relayd.observe.counters import Counters
 from relayd.pipeline import Pipeline
 from relayd.policy.returns import RETURNS
 from relayd.returnpath import ReturnPath
-from relayd.wire.framing import LineFramer
+from relayd.wire.framings import LINE
+from tests.fakes import FakeReactor
 
 
 class Link:
@@ -34,9 +35,9 @@ class Setting:
 
     def __init__(self, rule: str, max_record: int = 100, former: Setting | None = None) -> None:
         """`former`: that of the configuration before, whose counters go on."""
-        self.pipeline, self.counters, self.got = Pipeline(), former.counters if former else Counters(), []
+        self.pipeline, self.counters, self.got = Pipeline(FakeReactor()), former.counters if former else Counters(), []
         self.pipeline.taps += (lambda chunk, peer: self.got.append((chunk, peer)),)
-        self.path = ReturnPath(RETURNS[rule], self.pipeline, lambda: LineFramer(max_record), self.counters)
+        self.path = ReturnPath(RETURNS[rule], self.pipeline, lambda: LINE.framer(max_record), self.counters)
 
     def links(self, count: int) -> list[Link]:
         links = [Link(f"peer{number}") for number in range(count)]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from relayd.pipeline import Pipeline
 from relayd.policy.overflow import Relief
 from relayd.sink import Sink, SinkSettings
-from relayd.wire.framing import line_border_before, raw_border_before
-from tests.fakes import FakeReactor, FakeTransport
+from relayd.wire.framings import LINE, RAW
+from tests.fakes import FakeReactor, FakeTransport, bound_log
 
 
 class Setting:
@@ -21,33 +21,34 @@ class Setting:
         line: bool = True,
     ) -> None:  # fmt: skip
         self.reactor = FakeReactor()
-        self.pipeline = Pipeline()
+        self.pipeline = Pipeline(self.reactor)  # type: ignore[arg-type]
         self.producer = FakeTransport(self.reactor)
         self.pipeline.add_producer(self.producer)
-        self.border = line_border_before if line else raw_border_before
+        self.framing = LINE if line else RAW
+        self.log, self.lines = bound_log(self.reactor)
         self.settings = self.new_settings(relief, buffer, stall_timeout, kept)
         self.put_bytes = 0
         self.sink = self.new_sink()
 
     def new_settings(self, relief: Relief, buffer: int, stall_timeout: float, kept: bool) -> SinkSettings:
-        return SinkSettings(self.reactor, self.pipeline, self.border, buffer, relief, stall_timeout, kept)  # type: ignore[arg-type]
+        return SinkSettings(self.reactor, self.pipeline, self.framing, buffer, relief, kept, stall_timeout)  # type: ignore[arg-type]
 
     def move(self, relief: Relief | None = None, buffer: int | None = None, stall_timeout: float | None = None) -> None:
         """Go over to another pipeline with other settings, producer and sink, as a reload does."""
         former, old = self.pipeline, self.settings
-        self.pipeline = Pipeline()
+        self.pipeline = Pipeline(self.reactor)  # type: ignore[arg-type]
         self.settings = self.new_settings(
             old.relief if relief is None else relief, old.buffer if buffer is None else buffer,
             old.stall_timeout if stall_timeout is None else stall_timeout, old.kept,
         )  # fmt: skip
         former.remove_producer(self.producer)
         self.pipeline.add_producer(self.producer)
-        self.sink.move(self.settings, None)
+        self.sink.move(self.settings, self.log)
         assert (former.sinks, former.held) == ({}, False)
         assert list(self.pipeline.sinks) == [self.sink]
 
     def new_sink(self) -> Sink:
-        sink = Sink(self.settings)
+        sink = Sink(self.settings, self.log)
         self.pipeline.sinks[sink] = None
         return sink
 
@@ -57,9 +58,9 @@ class Setting:
         self.sink.attach(transport)
         return transport
 
-    def put(self, chunk: bytes) -> None:
-        self.pipeline.put(chunk, "source")
-        self.put_bytes += len(chunk)
+    def put(self, data: bytes) -> None:
+        self.pipeline.put(data, self.framing.count(data), "source")
+        self.put_bytes += len(data)
 
     def conserved(self) -> bool:
         sink = self.sink
@@ -108,11 +109,12 @@ def test_s22_only_the_rest_of_a_short_write_waits() -> None:
 def test_stalled_sinks_share_the_chunk() -> None:
     setting = Setting()
     other = setting.new_sink()
-    chunk = b"chunk\n"
+    shared = b"chunk\n"
     setting.put(b"first\n")
-    setting.put(chunk)
-    assert setting.sink.queue.buffers()[1] is chunk
-    assert other.queue.buffers()[1] is chunk
+    setting.put(shared)
+    assert setting.sink.queue.buffers()[1] is shared
+    assert other.queue.buffers()[1] is shared
+    assert len(setting.pipeline.tape) == 2
 
 
 # -- overflow -----------------------------------------------------------------------------------
@@ -495,7 +497,7 @@ def test_the_former_pipeline_feeds_a_moved_sink_no_more() -> None:
     link = setting.link()
     former = setting.pipeline
     setting.move()
-    former.put(b"twice\n", "source")
+    former.put(b"twice\n", 1, "source")
     assert bytes(link.received) == b""
 
 
@@ -596,13 +598,13 @@ def test_a_stall_timeout_can_be_turned_off_and_on(before: float) -> None:
     assert link.aborts == ([] if before else ["stalled"])
 
 
-def test_who_is_told_of_an_overflow_changes_with_the_move() -> None:
+def test_where_an_overflow_is_logged_changes_with_the_move() -> None:
     setting = Setting(Relief.CUT, kept=True, buffer=10)
-    told: list[int] = []
     setting.put(b"12345678\n")
-    setting.sink.move(setting.new_settings(Relief.CUT, 10, 0.0, True), told.append)
+    setting.log = setting.log.bind(destination="new")
+    setting.move()
     setting.put(b"live\n")
-    assert told == [9]
+    assert setting.lines.having("destination=new event=overflow reason=down dropped=9")
 
 
 def test_a_sink_that_is_to_be_closed_is_closed_after_the_move() -> None:

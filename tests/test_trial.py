@@ -6,8 +6,8 @@ from relayd.pipeline import Pipeline
 from relayd.policy.overflow import Relief
 from relayd.sink import Sink, SinkSettings
 from relayd.trial import HalfCloseTrial
-from relayd.wire.framing import line_border_before
-from tests.fakes import FakeReactor, FakeTransport
+from relayd.wire.framings import LINE
+from tests.fakes import FakeReactor, FakeTransport, bound_log, chunk
 
 
 class Flusher:
@@ -26,11 +26,11 @@ class Setting:
 
     def __init__(self, room: int | None = None, before: bytes = b"", buffer: int = 1000) -> None:
         self.reactor = FakeReactor()
-        settings = SinkSettings(self.reactor, Pipeline(), line_border_before, buffer, Relief.CUT, 0.0, kept=True)  # type: ignore[arg-type]
-        self.sink = Sink(settings)
+        settings = SinkSettings(self.reactor, Pipeline(self.reactor), LINE, buffer, Relief.CUT, kept=True)  # type: ignore[arg-type]
+        self.sink = Sink(settings, bound_log(FakeReactor())[0])
         self.transport = self.new_link(room)
         if before:
-            self.sink.put(before)
+            self.sink.put(chunk(before))
         self.gone = 0
 
     def new_link(self, room: int | None = None) -> FakeTransport:
@@ -64,16 +64,16 @@ def test_with_nothing_to_try_with_it_is_given_up_after_its_patience() -> None:
 def test_a_peer_that_acknowledges_gets_the_stream_again() -> None:
     setting = Setting()
     setting.half_close()
-    setting.sink.put(b"one\n")
+    setting.sink.put(chunk(b"one\n"))
     setting.reactor.advance(0.1)
     assert bytes(setting.transport.received) == b"one\n"
-    setting.sink.put(b"two\n")
+    setting.sink.put(chunk(b"two\n"))
     setting.reactor.advance(0.1)
     assert bytes(setting.transport.received) == b"one\n"  # nothing more before the answer
     setting.acknowledge()
     setting.reactor.advance(0.1)
     setting.transport.make_room()
-    setting.sink.put(b"three\n")
+    setting.sink.put(chunk(b"three\n"))
     assert bytes(setting.transport.received) == b"one\ntwo\nthree\n"
     setting.reactor.advance(100)
     assert setting.gone == 0
@@ -83,7 +83,7 @@ def test_a_peer_that_acknowledges_gets_the_stream_again() -> None:
 def test_what_was_only_tried_goes_to_the_next_link_whole() -> None:
     setting = Setting()
     trial = setting.half_close()
-    setting.sink.put(b"one\n")
+    setting.sink.put(chunk(b"one\n"))
     setting.reactor.advance(0.1)
     trial.cancel()
     setting.transport.lose()
@@ -97,7 +97,7 @@ def test_patience_ends_when_something_is_tried() -> None:
     setting = Setting()
     setting.half_close()
     setting.reactor.advance(1.9)
-    setting.sink.put(b"one\n")
+    setting.sink.put(chunk(b"one\n"))
     setting.reactor.advance(10)
     assert setting.gone == 0
 
@@ -105,7 +105,7 @@ def test_patience_ends_when_something_is_tried() -> None:
 def test_a_short_try_goes_on_where_it_ended() -> None:
     setting = Setting(room=2)
     setting.half_close()
-    setting.sink.put(b"line\n")
+    setting.sink.put(chunk(b"line\n"))
     setting.reactor.advance(0.1)
     setting.acknowledge()
     setting.reactor.advance(0.1)
@@ -127,9 +127,9 @@ def test_s6_a_record_partly_sent_before_the_fin_is_not_begun_again_on_the_same_l
 def test_an_overflow_during_the_trial_costs_whole_records_only() -> None:
     setting = Setting(buffer=10)
     setting.half_close()
-    setting.sink.put(b"first\n")
+    setting.sink.put(chunk(b"first\n"))
     setting.reactor.advance(0.1)  # "first" is on trial
-    setting.sink.put(b"second\n")  # does not fit beside it
+    setting.sink.put(chunk(b"second\n"))  # does not fit beside it
     setting.acknowledge()
     setting.reactor.advance(0.1)
     setting.transport.make_room()
@@ -145,7 +145,7 @@ def test_nothing_is_done_to_a_link_that_is_closed_already() -> None:
     setting = Setting()
     setting.half_close()
     setting.transport.close("stopped")
-    setting.sink.put(b"one\n")
+    setting.sink.put(chunk(b"one\n"))
     setting.reactor.advance(10)
     assert (setting.gone, bytes(setting.transport.received)) == (0, b"")
 
@@ -156,7 +156,7 @@ def test_nothing_is_done_to_a_link_that_is_closed_already() -> None:
 def test_finish_with_nothing_on_trial_sends_what_waits_and_closes() -> None:
     setting = Setting()
     trial = setting.half_close()
-    setting.sink.put(b"one\n")  # in the queue; the next look is due
+    setting.sink.put(chunk(b"one\n"))  # in the queue; the next look is due
     trial.finish("stopped")
     setting.transport.make_room()
     assert (bytes(setting.transport.received), setting.transport.closes) == (b"one\n", ["stopped"])
@@ -172,9 +172,9 @@ def test_finish_with_nothing_at_all_closes_at_once() -> None:
 def test_finish_waits_for_the_answer_to_what_is_on_trial() -> None:
     setting = Setting()
     trial = setting.half_close()
-    setting.sink.put(b"one\n")
+    setting.sink.put(chunk(b"one\n"))
     setting.reactor.advance(0.1)
-    setting.sink.put(b"two\n")
+    setting.sink.put(chunk(b"two\n"))
     trial.finish("stopped")
     setting.reactor.advance(10)
     assert (bytes(setting.transport.received), setting.transport.closes) == (b"one\n", [])
@@ -188,7 +188,7 @@ def test_finish_waits_for_the_answer_to_what_is_on_trial() -> None:
 def test_a_peer_that_resets_after_finish_leaves_what_was_tried_in_the_queue() -> None:
     setting = Setting()
     trial = setting.half_close()
-    setting.sink.put(b"one\n")
+    setting.sink.put(chunk(b"one\n"))
     setting.reactor.advance(0.1)
     trial.finish("stopped")
     trial.cancel()
@@ -199,7 +199,7 @@ def test_a_peer_that_resets_after_finish_leaves_what_was_tried_in_the_queue() ->
 def test_finish_after_the_trial_was_passed_closes_once() -> None:
     setting = Setting()
     trial = setting.half_close()
-    setting.sink.put(b"one\n")
+    setting.sink.put(chunk(b"one\n"))
     setting.reactor.advance(0.1)
     setting.acknowledge()
     setting.reactor.advance(0.1)
@@ -212,9 +212,9 @@ def test_finish_after_the_trial_was_passed_closes_once() -> None:
 def test_an_overflow_during_the_trial_cuts_the_link() -> None:
     setting = Setting(buffer=10)
     setting.half_close()
-    setting.sink.put(b"first\n")
+    setting.sink.put(chunk(b"first\n"))
     setting.reactor.advance(0.1)
-    setting.sink.put(b"second\n")
+    setting.sink.put(chunk(b"second\n"))
     setting.acknowledge()
     setting.reactor.advance(0.1)
     assert setting.transport.aborts == ["slow"]
@@ -228,7 +228,7 @@ def test_an_overflow_before_finish_never_glues_a_record_to_a_cut_one() -> None:
     """Three bytes of a record are with the peer, the rest was dropped: nothing may follow them on this link."""
     setting = Setting(room=3, before=b"abcdef\n", buffer=10)
     trial = setting.half_close()
-    setting.sink.put(b"second\n")  # does not fit: "def" is dropped
+    setting.sink.put(chunk(b"second\n"))  # does not fit: "def" is dropped
     setting.transport.room = None
     trial.finish("stopped")
     setting.reactor.advance(0.1)
@@ -241,7 +241,7 @@ def test_a_peer_that_has_reset_is_found_at_the_next_look() -> None:
     """Nothing is asked of a half-closed link, so nobody tells of its end."""
     setting = Setting()
     setting.half_close()
-    setting.sink.put(b"one\n")
+    setting.sink.put(chunk(b"one\n"))
     setting.reactor.advance(0.06)
     setting.transport.dead = "reset"
     setting.reactor.advance(0.06)

@@ -13,7 +13,6 @@ from relayd.observe.log import LEVELS
 from relayd.observe.targets import RENDERS
 from relayd.policy.overflow import OVERFLOW
 from relayd.policy.returns import RETURNS
-from relayd.wire.framing import FRAMINGS
 
 CONNECT = "connect"
 LISTEN = "listen"
@@ -71,7 +70,7 @@ RELAY_KEYS = _table(
         reload="starts the relay, or drains it",
     ),
     Key(
-        "framing", kinds.choice(FRAMINGS), "raw", "what a record is, which is never torn: `line` ends with LF",
+        "framing", kinds.FRAMING, "raw", "what a record is, which is never torn; see [Framing](#framing)",
         reload="reopens both ends",
     ),
     Key("max_record", kinds.size(64, 16 * 1024**2), "64K", "a longer record is lost (the link is not) and counted"),
@@ -87,12 +86,26 @@ RELAY_KEYS = _table(
     Key("source_idle", kinds.duration(), "0", "a source that sends nothing for that long is closed; 0: never"),
     Key("buffer", kinds.size(4096, 4 * 1024**3), "4M", "what may wait for one destination link, in bytes"),
     Key(
-        "overflow", kinds.choice(OVERFLOW), "", "what gives way when it is full: the slow link or the source",
+        "overflow", kinds.choice(OVERFLOW), "", "what gives way when it is full: the slow link, records or the source",
         default_help="`disconnect`; `block` with one connected destination or an unpaced replay",
     ),
+    Key("slow_after", kinds.SLOW_AFTER, "0", "so much waiting for so long, as `1M 10s`, is an overflow too; 0: off"),
     Key(
         "stall_timeout", kinds.duration(), "", "a destination that takes nothing for that long is cut; 0: never",
         default_help="`60s`; `0` with `overflow = block`",
+    ),
+    Key("max_age", kinds.duration(), "0", "records that have waited longer are dropped instead of sent; 0: none are"),
+    Key(
+        "history", kinds.HISTORY, "0", "what a new client gets of the past: `64K`, `100r` (records) or `30s`; 0: nothing",
+        only_for="destination listen",
+    ),
+    Key(
+        "coalesce", kinds.duration(0, 10), "0",
+        "the source is read at most once in that time: fewer sends, more latency; 0: at once",
+    ),
+    Key(
+        "notsent", kinds.size(0, 1024**3), "128K", "what the kernel may hold unsent for a client; 0: its own choice",
+        only_for="destination listen",
     ),
     Key("reconnect", kinds.WAITS, "1s..30s", "wait between attempts to connect: doubling, ±20 %; one value: fixed"),
     Key("stable_after", kinds.duration(), "30s", "a link must have lived that long for the waits to start over"),

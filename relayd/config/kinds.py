@@ -18,6 +18,9 @@ from relayd.errors import did_you_mean
 from relayd.net.sockets import Keepalive
 from relayd.observe.dump import Rotation
 from relayd.policy.access import Network, parse_network
+from relayd.policy.history import HistoryBound
+from relayd.policy.overflow import SlowAfter
+from relayd.wire.framings import parse_framing
 
 _DURATION = re.compile(r"([0-9]{1,11}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)?")
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -215,6 +218,46 @@ def _read_rotation(text: str) -> Rotation:
     return rotation
 
 
+def _read_slow_after(text: str) -> SlowAfter:
+    if text == "0":
+        return SlowAfter()
+    size_text, _, duration_text = text.partition(" ")
+    try:
+        slow = SlowAfter(read_size(size_text), read_duration(duration_text.strip()))
+    except ValueError:
+        slow = SlowAfter()
+    if not slow.size or not slow.seconds:
+        raise ValueError(
+            f"'{text}' is no size and duration; write 1M 10s: more than 1 MiB waiting for 10 seconds, or 0"
+        )
+    return slow
+
+
+def _show_slow_after(slow: SlowAfter) -> str:
+    return f"{show_size(slow.size)} {show_duration(slow.seconds)}" if slow.seconds else "0"
+
+
+def _read_history(text: str) -> HistoryBound:
+    try:
+        if text.endswith("r"):
+            return HistoryBound(records=_read_number(text[:-1]))
+        if text.endswith(("s", "h", "d")):
+            return HistoryBound(seconds=read_duration(text))
+        if text.endswith("m"):
+            raise ValueError("minutes to one reader, and 5M with a slip of the finger to another")
+        return HistoryBound(size=read_size(text))
+    except ValueError:
+        raise ValueError(f"'{text}' is no history; write 64K (bytes), 100r (records), 30s or 1h, or 0") from None
+
+
+def _show_history(bound: HistoryBound) -> str:
+    if bound.seconds:
+        # Minutes are shown in seconds: see _read_history.
+        shown = show_duration(bound.seconds)
+        return shown if shown.endswith(("s", "h", "d")) else f"{round(bound.seconds)}s"
+    return f"{bound.records}r" if bound.records else show_size(bound.size)
+
+
 def _read_path(text: str) -> str:
     if "\0" in text:
         raise ValueError("a path has no NUL")
@@ -235,6 +278,9 @@ NETWORKS = Kind("networks", _read_networks, lambda value: ", ".join(map(str, val
 ADDRESSES = Kind("addresses", parse_addresses, lambda value: ", ".join(map(str, value)))
 LOCAL_ADDRESS = Kind("address", _read_local_address, str)
 ROTATION = Kind("size x files", _read_rotation, lambda value: f"{show_size(value.size)} x {value.files}")
+FRAMING = Kind("framing", parse_framing, str)
+SLOW_AFTER = Kind("size duration", _read_slow_after, _show_slow_after)
+HISTORY = Kind("size, records or duration", _read_history, _show_history)
 WORD = Kind("name", _read_word, str)
 LOG = Kind("stderr | syslog | journal | path", _read_path, str)
 PATH = Kind("path", _read_path, str)

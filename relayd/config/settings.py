@@ -12,7 +12,10 @@ from relayd.config.kinds import Waits
 from relayd.net.sockets import Keepalive
 from relayd.observe.dump import Rotation
 from relayd.policy.access import Network
+from relayd.policy.history import HistoryBound
 from relayd.policy.loops import End
+from relayd.policy.overflow import SlowAfter
+from relayd.wire.framing import Framing
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class RelayConfig:
     source: tuple[Address, ...]
     destination: tuple[Address, ...]
     enabled: bool
-    framing: str
+    framing: Framing
     max_record: int
     return_rule: str
     second_source: str
@@ -32,7 +35,12 @@ class RelayConfig:
     source_idle: float
     buffer: int
     overflow: str
+    slow_after: SlowAfter
     stall_timeout: float
+    max_age: float
+    history: HistoryBound
+    coalesce: float
+    notsent: int
     reconnect: Waits
     stable_after: float
     connect_timeout: float

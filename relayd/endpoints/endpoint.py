@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from relayd.address import Address
+from relayd.net.pipe import Pipe
 from relayd.net.sockets import SocketOptions
 from relayd.net.transport import Buffer, TransportProtocol
 from relayd.sink import Outgoing
@@ -20,9 +21,14 @@ class LinkTransport(Outgoing, Protocol):
     since: float  # the reactor's time when the link came up
     last_read: float  # the reactor's time when something was last read
     bytes_read: int
+    coalesce: float  # see Transport
+    on_bulk: Callable[[], bool]  # see Transport
 
     def start(self, protocol: TransportProtocol) -> None:
         """See Transport.start."""
+
+    def read_into(self, pipe: Pipe, limit: int) -> int:
+        """See Transport.read_into."""
 
     def pause_reading(self) -> None:
         """See Transport.pause_reading."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 
 from relayd.address import ReplayAddress
+from relayd.net.pipe import Pipe, SpliceRefused
 from relayd.net.reactor import Reactor, TimerHandle
 from relayd.net.sockets import SocketOptions
 from relayd.net.transport import Buffer, TransportProtocol
@@ -49,6 +50,8 @@ class ReplayTransport:
         self.local = None
         self.since = self.last_read = reactor.now
         self.bytes_read = 0
+        self.coalesce = 0.0  # a file comes as fast as it is asked to
+        self.on_bulk: Callable[[], bool] = bool  # never called
 
     def start(self, protocol: TransportProtocol) -> None:
         self._protocol = protocol
@@ -60,6 +63,12 @@ class ReplayTransport:
 
     def send_all_of(self, buffers: Sequence[Buffer]) -> int:
         return sum(map(len, buffers))
+
+    def send_from(self, pipe: Pipe) -> int:
+        return len(pipe.pour())
+
+    def read_into(self, pipe: Pipe, limit: int) -> int:
+        raise SpliceRefused  # nobody asks: a file is never bulk
 
     def unacknowledged(self) -> int:
         return 0

@@ -49,6 +49,7 @@ class SocketOptions:
     stall_timeout: float = 0.0
     send_buffer: int = 0
     receive_buffer: int = 0
+    notsent: int = 0  # what the kernel may hold that it has not sent yet, TCP_NOTSENT_LOWAT
 
     def apply_sizes(self, sock: socket.socket) -> None:
         """Set the buffers: before connect or listen, for the window scale is settled in the handshake."""
@@ -67,6 +68,7 @@ class SocketOptions:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive.idle)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self.keepalive.interval)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, self.keepalive.probes)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.notsent)
         milliseconds = min(int(self.stall_timeout * _USER_TIMEOUT_FACTOR * 1000), _INT_MAX)  # 0: the kernel's own
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 

@@ -1,7 +1,8 @@
 """One connected stream socket.
 
 A transport reads when it may, hands what came to its protocol, and sends what it is given as far as
-the kernel takes it.  It holds no bytes: what was not taken stays with the caller, who asks to be told
+the kernel takes it.  When much comes at a time it asks `on_bulk` first, who may move it to another
+socket without reading it (`read_into` here, `send_from` there).  It holds no bytes: what was not taken stays with the caller, who asks to be told
 when there is room (`watch_writing`).  Its life:
 
     OPEN --close()--> LINGERING --peer's end, error or linger_timeout--> CLOSED
@@ -20,9 +21,10 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Union
 
+from relayd.net.pipe import Pipe, SpliceRefused
 from relayd.net.reactor import READ, WRITE, Reactor, TimerHandle
 from relayd.net.sockets import BROKEN, SocketOptions, error_name, name_of, reset, show_name
 
@@ -32,6 +34,9 @@ Buffer = Union[bytes, memoryview]
 # stream is sixty calls too many.  So the size follows the stream, between these.
 _READ_MIN = 4 * 1024
 _READ_MAX = 256 * 1024
+
+# What splice(2) says of descriptors, and a sandbox of calls, that it does not serve.
+_NO_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 
 
 class TransportProtocol(Protocol):
@@ -54,8 +59,9 @@ class Transport:
     """A non-blocking connected socket in a reactor."""
 
     __slots__ = (
-        "_eof", "_linger_timeout", "_linger_timer", "_lingering", "_paused", "_protocol", "_reactor",
-        "_read_size", "_reason", "_sock", "_writing", "bytes_read", "closed", "last_read", "local", "peer", "since",
+        "_eof", "_linger_timeout", "_linger_timer", "_lingering", "_paused", "_protocol", "_reactor", "_read_size",
+        "_reason", "_resting", "_sock", "_writing", "bytes_read", "closed", "coalesce", "last_read", "local", "on_bulk",
+        "peer", "since",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, sock: socket.socket, peer: Any, linger_timeout: float) -> None:
@@ -70,8 +76,10 @@ class Transport:
         self._protocol: TransportProtocol | None = None
         self._read_size = _READ_MIN
         self._reason = ""
-        self._eof = self._lingering = self._paused = self._writing = False
+        self._eof = self._lingering = self._paused = self._resting = self._writing = False
         self.closed = False
+        self.coalesce = 0.0  # seconds between two reads, for a stream that comes in small pieces
+        self.on_bulk: Callable[[], bool] = _nobody  # returns whether it has moved what came
         self.bytes_read = 0
         self.peer = peer
         self.local = name_of(sock.getsockname)
@@ -128,6 +136,20 @@ class Transport:
             self._broken(error)
             return 0
 
+    def send_from(self, pipe: Pipe) -> int:
+        """Like `send`, from a pipe; raises SpliceRefused where that cannot be done."""
+        if self.closed or self._lingering:
+            return 0
+        try:
+            return pipe.empty_into(self._sock.fileno())
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno in _NO_SPLICE:
+                raise SpliceRefused from error
+            self._broken(error)
+            return 0
+
     def watch_writing(self, wanted: bool) -> None:
         """Ask for `ready_to_send`, for as long as there is something left to send."""
         if self._writing != wanted:
@@ -161,9 +183,31 @@ class Transport:
         end = self.bytes_read + _waiting(self._sock, termios.FIONREAD)
         while self.open and not self._eof:
             before = self.bytes_read
-            self._read()
+            self._read_here()
             if self.bytes_read == before or self.bytes_read > end:
                 return  # nothing more has come, or it came after we were asked
+
+    def read_into(self, pipe: Pipe, limit: int) -> int:
+        """Move what has come into a pipe (for `on_bulk`).
+
+        Returns the bytes moved, 0 at the end of the link, -1 where nothing has come or the pipe has no
+        room; raises SpliceRefused where it cannot be done.
+        """
+        try:
+            moved = pipe.fill_from(self._sock.fileno(), limit)
+        except BlockingIOError:
+            return -1
+        except OSError as error:
+            if error.errno in _NO_SPLICE:
+                self.on_bulk = _nobody
+                raise SpliceRefused from error
+            self._broken(error)
+            return 0
+        if moved:
+            self._count_read(moved, limit)
+        else:
+            self._end_of_input()
+        return moved
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -200,7 +244,7 @@ class Transport:
         return self._sock.fileno()
 
     def ready(self, events: int) -> None:
-        if events & READ and not (self._paused and not self._lingering):
+        if events & READ and (self._lingering or not (self._paused or self._resting)):
             self._read()
         if events & WRITE and self._writing and self.open and self._protocol is not None:
             self._protocol.ready_to_send()
@@ -219,8 +263,14 @@ class Transport:
         self.abort("internal")
 
     def _read(self) -> None:
+        if self._read_size == _READ_MAX and not self._lingering and self.on_bulk():
+            return
+        self._read_here()
+
+    def _read_here(self) -> None:
+        asked = self._read_size
         try:
-            data = self._sock.recv(self._read_size)
+            data = self._sock.recv(asked)
         except BlockingIOError:
             return
         except OSError as error:
@@ -231,15 +281,30 @@ class Transport:
             return
         if self._lingering:
             return  # thrown away
-        size = len(data)
-        self.bytes_read += size
-        self.last_read = self._reactor.now
-        if size == self._read_size:
-            self._read_size = min(size * 4, _READ_MAX)
-        elif size * 8 < self._read_size:
-            self._read_size = max(self._read_size // 2, _READ_MIN)
+        self._count_read(len(data), asked)
+        if self.coalesce and len(data) < asked:
+            self._rest()
         assert self._protocol is not None
         self._protocol.data_received(data)
+
+    def _count_read(self, size: int, asked: int) -> None:
+        self.bytes_read += size
+        self.last_read = self._reactor.now
+        if size == asked:
+            self._read_size = min(self._read_size * 4, _READ_MAX)
+        elif size * 8 < self._read_size:
+            self._read_size = max(self._read_size // 2, _READ_MIN)
+
+    def _rest(self) -> None:
+        """Let what comes next wait in the kernel, to be read with what follows."""
+        if not self._resting:
+            self._resting = True
+            self._reactor.call_later(self.coalesce, self._end_rest)
+            self._update_interest()
+
+    def _end_rest(self) -> None:
+        self._resting = False
+        self._update_interest()
 
     def _end_of_input(self) -> None:
         self._eof = True
@@ -266,7 +331,7 @@ class Transport:
         if self.closed:
             return
         events = 0
-        if not self._eof and (self._lingering or not self._paused):
+        if not self._eof and (self._lingering or not (self._paused or self._resting)):
             events |= READ
         if self._writing and not self._lingering:
             events |= WRITE
@@ -286,8 +351,13 @@ class Transport:
     def _free(self, close: Any) -> None:
         close(self._sock)
         protocol, self._protocol = self._protocol, None
+        self.on_bulk = _nobody
         if protocol is not None:
             protocol.connection_lost(self._reason)
+
+
+def _nobody() -> bool:
+    return False
 
 
 def _waiting(sock: socket.socket, queue: int) -> int:

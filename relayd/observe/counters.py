@@ -13,6 +13,7 @@ class Tally(Protocol):
     repeated: int
     dropped: int
     dropped_records: int
+    stale_records: int
 
 
 class Counters:
@@ -33,6 +34,8 @@ class Counters:
         "repeated",
         "returned",
         "source_links",
+        "spliced",
+        "stale_records",
         "unframed",
     )
 
@@ -46,8 +49,10 @@ class Counters:
         self.repeated = 0  # of bytes_out: sent again because a lost link had cut a record
         self.dropped = 0  # left queues without being sent
         self.dropped_records = 0
+        self.stale_records = 0  # of dropped_records: they had waited too long
         self.unframed = 0  # belonged to no record, either direction
         self.returned = 0  # sent back towards the source
+        self.spliced = 0  # of bytes_in and returned: passed on without being copied
         self.discarded = 0  # came from destination links that may not send back
 
     def add(self, sink: Tally) -> None:
@@ -56,6 +61,7 @@ class Counters:
         self.dropped += sink.dropped
         self.dropped_records += sink.dropped_records
         self.repeated += sink.repeated
+        self.stale_records += sink.stale_records
 
     def snapshot(self, living: Iterable[Tally]) -> dict[str, int]:
         """Return the totals by name, with those of the sinks that are still there."""
@@ -65,4 +71,5 @@ class Counters:
             totals["dropped"] += sink.dropped
             totals["dropped_records"] += sink.dropped_records
             totals["repeated"] += sink.repeated
+            totals["stale_records"] += sink.stale_records
         return totals

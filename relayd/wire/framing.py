@@ -19,6 +19,7 @@ class Framer(Protocol):
     """The state of one stream's framing."""
 
     max_record: int  # bytes of the longest record that is handed on; may be changed between feeds
+    records: int  # in the run that `feed` has returned last
     unframed: int  # bytes left out, because they belong to no whole record, since they were last taken
 
     def feed(self, data: bytes) -> bytes:
@@ -40,6 +41,7 @@ class RawFramer:
     def __init__(self, max_record: int) -> None:
         self.max_record = max_record
         self.unframed = 0
+        self.records = 0
 
     def feed(self, data: bytes) -> bytes:
         return data
@@ -60,11 +62,17 @@ class LineFramer:
     def __init__(self, max_record: int) -> None:
         """`max_record` bytes, the LF included, is the longest line that is handed on."""
         self.unframed = 0
+        self.records = 0
         self.max_record = max_record
         self._tail = bytearray()
         self._skipping = False  # inside a line that was longer than max_record
 
     def feed(self, data: bytes) -> bytes:
+        run = self._feed(data)
+        self.records = run.count(b"\n")
+        return run
+
+    def _feed(self, data: bytes) -> bytes:
         end = data.rfind(b"\n") + 1
         if not end:
             self._keep(data)
@@ -126,41 +134,36 @@ class LineFramer:
         return run if not begin and not kept else b"".join((*kept, run[begin:]))
 
 
-def raw_border_before(chunk: bytes, offset: int) -> int:
-    """Any place is a border: the stream goes on at the first byte that was not sent."""
-    return offset
-
-
-def line_border_before(chunk: bytes, offset: int) -> int:
-    """Return the start of the line that holds `chunk[offset]`."""
-    return chunk.rfind(b"\n", 0, offset) + 1
-
-
-def no_records(chunk: bytes) -> int:
-    """Bytes as they come are no records."""
-    return 0
-
-
-def lines(chunk: bytes) -> int:
-    """Return the number of lines."""
-    return chunk.count(b"\n")
+class Framing(Protocol):
+    text: str
+    has_records: bool
+    def framer(self, max_record: int) -> Framer: ...
+    def next_border(self, run: bytes, border: int) -> int: ...
+    def record_at(self, run: bytes, offset: int) -> tuple[int, int]: ...
+    def count(self, run: bytes) -> int: ...
+    def problem(self, max_record: int) -> str: ...
 
 
 @dataclass(frozen=True)
-class Framing:
-    """One row of the choices for `framing`."""
+class _Raw:
+    text: str = "raw"
+    has_records: bool = False
+    def framer(self, max_record: int) -> Framer: return RawFramer(max_record)
+    def next_border(self, run: bytes, border: int) -> int: return len(run)
+    def record_at(self, run: bytes, offset: int) -> tuple[int, int]: return offset, offset
+    def count(self, run: bytes) -> int: return 0
+    def problem(self, max_record: int) -> str: return ""
+    def __str__(self) -> str: return self.text
 
-    name: str
-    framer: Callable[[int], Framer]  # max_record in bytes -> a framer for one stream
-    border_before: Callable[[bytes, int], int]  # the last record border of a run at or before an offset
-    count: Callable[[bytes], int]  # the records of a run
-    help: str
 
-
-FRAMINGS = {
-    framing.name: framing
-    for framing in (
-        Framing("raw", RawFramer, raw_border_before, no_records, "bytes as they come; no records"),
-        Framing("line", LineFramer, line_border_before, lines, "records end with LF: NMEA 0183, AIS, SBS, CSV"),
-    )
-}
+@dataclass(frozen=True)
+class _Line:
+    text: str = "line"
+    has_records: bool = True
+    def framer(self, max_record: int) -> Framer: return LineFramer(max_record)
+    def next_border(self, run: bytes, border: int) -> int: return run.find(b"\n", border) + 1
+    def record_at(self, run: bytes, offset: int) -> tuple[int, int]:
+        return run.rfind(b"\n", 0, offset) + 1, run.find(b"\n", offset) + 1
+    def count(self, run: bytes) -> int: return run.count(b"\n")
+    def problem(self, max_record: int) -> str: return ""
+    def __str__(self) -> str: return self.text

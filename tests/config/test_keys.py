@@ -87,6 +87,7 @@ OTHER = {
     "connect_timeout": "3s", "keepalive": "off", "linger_timeout": "5s", "max_clients": "7", "max_clients_per_ip": "3",
     "allow": "10.0.0.0/8", "deny": "10.0.0.0/8", "source_allow": "10.0.0.0/8", "source_deny": "10.0.0.0/8",
     "unix_mode": "0666", "backlog": "7", "nodelay": "no", "send_buffer": "64K", "receive_buffer": "64K",
+    "slow_after": "1M 10s", "max_age": "5s", "history": "30s", "coalesce": "5ms", "notsent": "1M",
     "dump": "text", "dump_file": "dump", "dump_max": "1M x 3",
 }  # fmt: skip
 
@@ -131,9 +132,9 @@ LIVE = [key for key in RELAY_KEYS.values() if key.reload == "live"]
 @pytest.mark.parametrize("key", LIVE, ids=lambda key: key.name)
 def test_r_a_live_key_keeps_source_and_destinations(key: Key) -> None:
     for mode in modes_for(key):
-        old = relay(mode)
+        old = relay(mode, framing="line")
         other = OTHER[key.name] or ("disconnect" if old.overflow == "block" else "block")
-        new = relay(mode, **{key.name: other})
+        new = relay(mode, framing="line", **{key.name: other})
         assert getattr(old, key.field) != getattr(new, key.field)
         assert kept(Change(old, new)) == kept(Change(new, old)) == everything(old)
 

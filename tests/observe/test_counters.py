@@ -18,6 +18,7 @@ class Tally:
     repeated: int = 0
     dropped: int = 0
     dropped_records: int = 0
+    stale_records: int = 0
 
 
 def test_all_begin_at_zero() -> None:

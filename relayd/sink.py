@@ -18,7 +18,7 @@ from relayd.net.reactor import Reactor
 from relayd.net.transport import Buffer
 from relayd.observe.log import BoundLog
 from relayd.pipeline import Incoming, Pipeline
-from relayd.policy.overflow import Relief, SlowAfter
+from relayd.policy.overflow import NEVER_SLOW, Relief, SlowAfter
 from relayd.sendqueue import SendQueue
 from relayd.slowness import SlownessWatch
 from relayd.wire.chunk import Chunk
@@ -61,7 +61,7 @@ class SinkSettings:
     relief: Relief
     kept: bool  # the sink outlives its links
     stall_timeout: float = 0.0  # seconds, 0: never
-    slow_after: SlowAfter = SlowAfter()
+    slow_after: SlowAfter = NEVER_SLOW
     max_age: float = 0.0  # seconds; what has waited longer is dropped when it would be sent; 0: nothing is
 
 

@@ -36,7 +36,10 @@ class Slow(Protocol):
 class SlownessWatch:
     """From the first byte that has to wait until nothing does."""
 
-    __slots__ = ("_ended", "_progress", "_progress_at", "_reactor", "_slow", "_slow_after", "_slow_since", "_stall_timeout", "_step", "_timer")  # fmt: skip
+    __slots__ = (
+        "_ended", "_progress", "_progress_at", "_reactor", "_slow", "_slow_after", "_slow_since", "_stall_timeout",
+        "_step", "_timer",
+    )  # fmt: skip
 
     def __init__(
         self, reactor: Reactor, slow: Slow, stall_timeout: float, slow_after: SlowAfter, ended: Callable[[], None]

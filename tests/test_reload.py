@@ -17,7 +17,10 @@ from relayd.config.kinds import Waits
 from relayd.config.load import load_command_line
 from relayd.config.settings import Config, RelayConfig
 from relayd.observe.dump import Rotation
+from relayd.policy.history import HistoryBound
+from relayd.policy.overflow import SlowAfter
 from relayd.reload import Change, Plan, diff
+from relayd.wire.framings import LINE
 
 ONE, TWO, THREE = (TcpAddress("192.0.2.1", port) for port in (1, 2, 3))
 BASE = load_command_line([("source", str(ONE), ""), ("destination", ":2", "")], {})
@@ -118,8 +121,10 @@ def test_who_has_given_up_root_cannot_change_who_it_is() -> None:
 # A value for each key that is another than the base's.
 RELAY_CHANGES: dict[str, Any] = {
     "mode": "listen-connect", "source": (THREE,), "destination": (UnixAddress("/x"),), "enabled": False,
-    "framing": "line", "max_record": 100, "return": "all", "second_source": "refuse", "on_source_loss": "close",
-    "source_idle": 5.0, "buffer": 5000, "overflow": "block", "stall_timeout": 1.0, "reconnect": Waits(9, 9),
+    "framing": LINE, "max_record": 100, "return": "all", "second_source": "refuse", "on_source_loss": "close",
+    "source_idle": 5.0, "buffer": 5000, "overflow": "block", "slow_after": SlowAfter(9, 9.0),
+    "stall_timeout": 1.0, "max_age": 1.0, "history": HistoryBound(9), "coalesce": 1.0, "notsent": 9,
+    "reconnect": Waits(9, 9),
     "stable_after": 1.0, "connect_timeout": 1.0, "bind_source": "192.0.2.9", "keepalive": None, "linger_timeout": 1.0,
     "max_clients": 3, "max_clients_per_ip": 3, "allow": (ipaddress.ip_network("10.0.0.0/8"),),
     "deny": (ipaddress.ip_network("10.0.0.0/8"),), "source_allow": (ipaddress.ip_network("10.0.0.0/8"),),

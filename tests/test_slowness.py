@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relayd.policy.overflow import SlowAfter
+from relayd.policy.overflow import NEVER_SLOW, SlowAfter
 from relayd.slowness import SlownessWatch
 from tests.fakes import FakeReactor
 
@@ -10,7 +10,7 @@ from tests.fakes import FakeReactor
 class Slow:
     """What is watched: `size` waits, `taken` was acknowledged."""
 
-    def __init__(self, stall_timeout: float = 0.0, slow_after: SlowAfter = SlowAfter()) -> None:
+    def __init__(self, stall_timeout: float = 0.0, slow_after: SlowAfter = NEVER_SLOW) -> None:
         self.reactor = FakeReactor()
         self.size, self.taken = 10, 0
         self.told: list[tuple[str, float]] = []

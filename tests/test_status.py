@@ -14,7 +14,7 @@ from relayd.service import Service
 from tests.fakes import House
 
 SOURCE = {"state", "peer", "for", "bytes", "records", "last_data", "reconnects", "last_reason", "last_error"}
-SINK = {"sent", "repeated", "dropped", "dropped_records", "queued", "lag"}
+SINK = {"sent", "repeated", "dropped", "dropped_records", "stale_records", "queued", "lag"}
 LINK = {"state", "peer", "for", "returned", *SINK}
 DOWN = {"state", "peer", "for", "last_reason", "last_error", *SINK}
 TOTALS = {
@@ -26,6 +26,8 @@ TOTALS = {
     "repeated",
     "dropped",
     "dropped_records",
+    "spliced",
+    "stale_records",
     "records_in",
     "unframed",
     "returned",

@@ -96,7 +96,7 @@ RELAY_KEYS = _table(
     ),
     Key("max_age", kinds.duration(), "0", "records that have waited longer are dropped instead of sent; 0: none are"),
     Key(
-        "history", kinds.HISTORY, "0", "what a new client gets of the past: `64K`, `100r` (records) or `30s`; 0: nothing",
+        "history", kinds.HISTORY, "0", "of the past, what a new client gets: `64K`, `100r` (records) or `30s`; 0: none",
         only_for="destination listen",
     ),
     Key(

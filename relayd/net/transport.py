@@ -1,9 +1,9 @@
 """One connected stream socket.
 
 A transport reads when it may, hands what came to its protocol, and sends what it is given as far as
-the kernel takes it.  When much comes at a time it asks `on_bulk` first, who may move it to another
-socket without reading it (`read_into` here, `send_from` there).  It holds no bytes: what was not taken stays with the caller, who asks to be told
-when there is room (`watch_writing`).  Its life:
+the kernel takes it.  It holds no bytes: what was not taken stays with the caller, who asks to be told
+when there is room (`watch_writing`).  When much comes at a time it first asks `on_bulk`, who may move
+it to another socket unread (`read_into` here, `send_from` there).  Its life:
 
     OPEN --close()--> LINGERING --peer's end, error or linger_timeout--> CLOSED
     OPEN --abort(), error-----------------------------------------------> CLOSED

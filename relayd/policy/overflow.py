@@ -42,3 +42,6 @@ class SlowAfter:
 
     size: int = 0
     seconds: float = 0.0
+
+
+NEVER_SLOW = SlowAfter()

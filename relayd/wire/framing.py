@@ -10,7 +10,6 @@ Bytes that belong to no record are left out and counted, until `take_unframed`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -137,6 +136,7 @@ class LineFramer:
 class Framing(Protocol):
     text: str
     has_records: bool
+
     def framer(self, max_record: int) -> Framer: ...
     def next_border(self, run: bytes, border: int) -> int: ...
     def record_at(self, run: bytes, offset: int) -> tuple[int, int]: ...
@@ -148,22 +148,45 @@ class Framing(Protocol):
 class _Raw:
     text: str = "raw"
     has_records: bool = False
-    def framer(self, max_record: int) -> Framer: return RawFramer(max_record)
-    def next_border(self, run: bytes, border: int) -> int: return len(run)
-    def record_at(self, run: bytes, offset: int) -> tuple[int, int]: return offset, offset
-    def count(self, run: bytes) -> int: return 0
-    def problem(self, max_record: int) -> str: return ""
-    def __str__(self) -> str: return self.text
+
+    def framer(self, max_record: int) -> Framer:
+        return RawFramer(max_record)
+
+    def next_border(self, run: bytes, border: int) -> int:
+        return len(run)
+
+    def record_at(self, run: bytes, offset: int) -> tuple[int, int]:
+        return offset, offset
+
+    def count(self, run: bytes) -> int:
+        return 0
+
+    def problem(self, max_record: int) -> str:
+        return ""
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
 class _Line:
     text: str = "line"
     has_records: bool = True
-    def framer(self, max_record: int) -> Framer: return LineFramer(max_record)
-    def next_border(self, run: bytes, border: int) -> int: return run.find(b"\n", border) + 1
+
+    def framer(self, max_record: int) -> Framer:
+        return LineFramer(max_record)
+
+    def next_border(self, run: bytes, border: int) -> int:
+        return run.find(b"\n", border) + 1
+
     def record_at(self, run: bytes, offset: int) -> tuple[int, int]:
         return run.rfind(b"\n", 0, offset) + 1, run.find(b"\n", offset) + 1
-    def count(self, run: bytes) -> int: return run.count(b"\n")
-    def problem(self, max_record: int) -> str: return ""
-    def __str__(self) -> str: return self.text
+
+    def count(self, run: bytes) -> int:
+        return run.count(b"\n")
+
+    def problem(self, max_record: int) -> str:
+        return ""
+
+    def __str__(self) -> str:
+        return self.text

@@ -12,7 +12,6 @@ import pytest
 
 from relayd.net.pipe import Pipe, SpliceRefused
 
-
 Pair = Callable[[], tuple[socket.socket, socket.socket]]
 
 

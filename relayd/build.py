@@ -176,7 +176,7 @@ class _Builder:
         dial = DialSettings(self._options, config.connect_timeout, config.bind_source)
         return ConnectEndpoint(
             shared.reactor, addresses, Connector(shared.reactor, shared.resolver, dial, shared.guard, end),
-            self._options, ReplaySettings(config.max_record, whole=config.framing.has_records),
+            self._options, ReplaySettings(config.framing, config.max_record),
             Backoff(config.reconnect.low, config.reconnect.high, random.random),
             config.stable_after, config.linger_timeout, shared.guard, owner, self._log,
         )  # fmt: skip

@@ -11,6 +11,7 @@ from relayd.net.pipe import Pipe, SpliceRefused
 from relayd.net.reactor import Reactor, TimerHandle
 from relayd.net.sockets import SocketOptions
 from relayd.net.transport import Buffer, TransportProtocol
+from relayd.wire.framing import Framing
 
 # An unpaced replay delivers this much a turn, so that it shares the loop like any other source.
 _BLOCK = 64 * 1024
@@ -21,10 +22,81 @@ _EMPTY = 1.0
 
 @dataclass(frozen=True)
 class ReplaySettings:
-    """A record is a line, `max_record` bytes at most; `whole`: an unterminated last line is no record."""
+    """What a record is, and how many bytes the longest may have. With a framing that has none, it is a line."""
 
+    framing: Framing
     max_record: int
-    whole: bool
+
+
+class _Bytes:
+    """Reads a file whose records do not matter: at a rate, lines go out, the last one though it has no end."""
+
+    def __init__(self, file: BufferedReader, settings: ReplaySettings) -> None:
+        self._file = file
+        self._max_record = settings.max_record
+
+    def block(self) -> bytes:
+        return self._file.read(_BLOCK)
+
+    def record(self) -> bytes:
+        return self._file.readline(self._max_record)
+
+    def rewind(self) -> None:
+        self._file.seek(0)
+
+
+class _Records:
+    """Reads a file of records. What lies between them goes out with them, the cut record at its end does not."""
+
+    def __init__(self, file: BufferedReader, settings: ReplaySettings) -> None:
+        self._file = file
+        self._settings = settings
+        self._framer = settings.framing.framer(settings.max_record)
+        self._pending = b""  # what was read and has not gone out
+        self._ready = 0  # of it, the bytes that may
+        self._run = b""  # of these, the records
+        self._border = 0  # up to there they have gone out
+
+    def block(self) -> bytes:
+        """Return whole records, as many as come with the next read; b"" at the end of the file."""
+        while not self._ready and self._read():
+            pass
+        return self._take(self._ready)
+
+    def record(self) -> bytes:
+        """Return the next record; b"" at the end of the file."""
+        while not self._ready and self._read():
+            pass
+        end = self._ready
+        if self._border < len(self._run):
+            begin, self._border = self._border, self._settings.framing.next_border(self._run, self._border)
+            record = self._run[begin : self._border]
+            if self._border < len(self._run):
+                end = self._pending.find(record) + len(record)
+        return self._take(end)
+
+    def rewind(self) -> None:
+        """Begin anew."""
+        self._file.seek(0)
+        self._framer.reset()
+        self._framer.take_unframed()
+        self._pending = self._run = b""
+        self._ready = self._border = 0
+
+    def _read(self) -> bool:
+        """Read on; return whether there was anything."""
+        block = self._file.read(_BLOCK)
+        if block:
+            self._pending += block
+            self._run, self._border = self._framer.feed(block), 0
+            # The rest the framer keeps: it is the beginning of the next record.
+            self._ready = len(self._run) + self._framer.take_unframed()
+        return bool(block)
+
+    def _take(self, count: int) -> bytes:
+        data, self._pending = self._pending[:count], self._pending[count:]
+        self._ready -= count
+        return data
 
 
 class ReplayTransport:
@@ -38,8 +110,9 @@ class ReplayTransport:
         """Open the file; raises OSError."""
         self._reactor = reactor
         self._address = address
-        self._settings = settings
         self._file: BufferedReader = open(address.path, "rb")  # noqa: SIM115 - closed with the link
+        reads = _Records if settings.framing.has_records else _Bytes
+        self._reader: _Records | _Bytes = reads(self._file, settings)
         self._protocol: TransportProtocol | None = None
         self._timer: TimerHandle | None = None
         self._paused = False
@@ -120,7 +193,7 @@ class ReplayTransport:
 
     def _deliver(self) -> None:
         self._timer = None
-        data = self._next_data()
+        data = self._reader.block() if self._address.rate is None else self._reader.record()
         if data:
             self._begun = True
             self._due += 1 / self._address.rate if self._address.rate is not None else 0.0
@@ -130,18 +203,6 @@ class ReplayTransport:
             self._protocol.data_received(data)
             self._schedule(max(0.0, self._due - self._reactor.now))
         elif self._address.loop:
-            self._file.seek(0)
+            self._reader.rewind()
             self._schedule(0.0 if self._begun else _EMPTY)
             self._begun = False
-
-    def _next_data(self) -> bytes:
-        """Return what is to be sent next, b"" at the end of the file."""
-        limit = self._settings.max_record
-        if self._address.rate is None:
-            data = self._file.read(_BLOCK)
-            data += self._file.readline(limit) if self._settings.whole else b""
-        else:
-            data = self._file.readline(limit)
-        if self._settings.whole and not data.endswith(b"\n") and not self._file.peek(1):
-            return data[: data.rfind(b"\n") + 1]  # the last line of the file has no end, so it is no record
-        return data

@@ -21,6 +21,7 @@ from relayd.net.sockets import SocketOptions
 from relayd.observe.log import EventLog
 from relayd.policy.backoff import Backoff
 from relayd.policy.loops import End, LoopGuard
+from relayd.wire.framings import LINE
 from tests.net.helpers import Lines, Loop, Owner, descriptors, resolver_threads, running_loop
 from tests.support import PATIENCE, free_port
 
@@ -47,7 +48,7 @@ class Caller:
             loop, Resolver(loop, lookup), DialSettings(SocketOptions(), TIMEOUT), self.guard, End("test", True)
         )
         self.endpoint = ConnectEndpoint(
-            loop, addresses, connector, SocketOptions(), ReplaySettings(65536, whole=True),
+            loop, addresses, connector, SocketOptions(), ReplaySettings(LINE, 65536),
             Backoff(LOW, high, lambda: 0.5), STABLE, 2.0,
             self.guard, self.owner, EventLog(loop, self.log, "debug").bind(relay="test"),
         )  # fmt: skip

@@ -12,6 +12,7 @@ from relayd.address import ReplayAddress
 from relayd.endpoints.replay import ReplaySettings, ReplayTransport
 from relayd.net.sockets import SocketOptions
 from relayd.wire.framing import LineFramer
+from relayd.wire.framings import LINE, RAW
 from tests.fakes import FakeReactor
 
 
@@ -52,7 +53,7 @@ class Setting:
         self.reactor = FakeReactor()
         self.listener = Listener(self.reactor)
         address = ReplayAddress(str(path), rate, loop)
-        self.transport = ReplayTransport(self.reactor, address, ReplaySettings(max_record, whole))  # type: ignore[arg-type]
+        self.transport = ReplayTransport(self.reactor, address, ReplaySettings(LINE if whole else RAW, max_record))  # type: ignore[arg-type]
         self.transport.start(self.listener)
 
 
@@ -217,4 +218,4 @@ def test_r_a_replay_has_nothing_to_retune(make: Make) -> None:
 
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        ReplayTransport(FakeReactor(), ReplayAddress(str(tmp_path / "no")), ReplaySettings(64, True))  # type: ignore[arg-type]
+        ReplayTransport(FakeReactor(), ReplayAddress(str(tmp_path / "no")), ReplaySettings(LINE, 64))  # type: ignore[arg-type]

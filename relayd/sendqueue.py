@@ -20,7 +20,7 @@ from relayd.wire.framing import Framing
 
 # Chunks handed to one sendmsg. A thousand small records then go out with sixteen calls, and a turn
 # spends bounded time on one link; IOV_MAX is 1024.
-_BATCH = 64
+BATCH = 64
 
 Lost = tuple[int, int]  # bytes and records that were dropped
 
@@ -105,15 +105,15 @@ class SendQueue:
 
     # -- out --------------------------------------------------------------------------------------
 
-    def buffers(self) -> Sequence[Buffer]:
-        """Return what to send next, the pipe apart, without copying it."""
+    def buffers(self, batch: int = BATCH) -> Sequence[Buffer]:
+        """Return what to send next, the pipe apart, without copying it; `batch` buffers at most."""
         buffers: list[Buffer] = []
         if self.head is not None:
             buffers.append(memoryview(self.head.data)[self.offset :])
-        for start, stop in self._ranges:
-            wanted = _BATCH - len(buffers)
+        for start, stop in self._ranges if batch > len(buffers) else ():
+            wanted = batch - len(buffers)
             buffers += [chunk.data for chunk in self.tape.part(start, min(stop, start + wanted))]
-            if len(buffers) >= _BATCH:
+            if len(buffers) >= batch:
                 break
         return buffers
 

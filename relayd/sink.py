@@ -19,7 +19,7 @@ from relayd.net.transport import Buffer
 from relayd.observe.log import BoundLog
 from relayd.pipeline import Incoming, Pipeline
 from relayd.policy.overflow import NEVER_SLOW, Relief, SlowAfter
-from relayd.sendqueue import SendQueue
+from relayd.sendqueue import BATCH, SendQueue
 from relayd.slowness import SlownessWatch
 from relayd.wire.chunk import Chunk
 from relayd.wire.framing import Framing
@@ -114,8 +114,8 @@ class Sink:
             self.queue.begin(chunk, taken)
             self._wait_for_room(transport)
 
-    def flush(self) -> None:
-        """Send from the queue as far as the kernel takes it."""
+    def flush(self, batch: int = BATCH) -> None:
+        """Send from the queue as far as the kernel takes it, `batch` chunks at most."""
         queue = self.queue
         transport = self._transport
         if transport is None:
@@ -125,7 +125,7 @@ class Sink:
         elif queue.size:
             if self._settings.max_age:
                 self._drop_stale()
-            self.record_sent(transport.send_all_of(queue.buffers()))
+            self.record_sent(transport.send_all_of(queue.buffers(batch)))
         if queue.size:
             self._wait_for_room(transport)
             return
@@ -189,7 +189,12 @@ class Sink:
     def _enqueue(self, chunk: Chunk) -> None:
         queue = self.queue
         if not self._ended and self._transport is not None and not queue.fits(chunk):
-            self.flush()  # there may be room in the kernel that nobody has been told of yet
+            # There may be room in the kernel that nobody has been told of yet. The first buffer will tell:
+            # for a link that is dropped from, this is done for every chunk.
+            sent = self.sent
+            self.flush(batch=1)
+            if queue.size and self.sent != sent:
+                self.flush()
             if not queue.size:
                 self.put(chunk)
                 return

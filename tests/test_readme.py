@@ -1,4 +1,4 @@
-"""The tables of the README and the manual are made from the table of keys.
+"""The tables of the README and the manual are made from the tables that the program reads.
 
 `python -m tests.test_readme` writes them anew.
 """
@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from relayd.config.keys import DAEMON_KEYS, RELAY_KEYS, Key
+from relayd.wire.framings import FRAMINGS, parse_framing
 from tests.support import ROOT
 
-TABLES = {"relay": RELAY_KEYS, "daemon": DAEMON_KEYS}
+KEYS = {"relay keys": RELAY_KEYS, "daemon keys": DAEMON_KEYS}
 
 
 def default(key: Key) -> str:
@@ -27,7 +28,7 @@ def note(key: Key) -> str:
     return f" ({key.only_for.replace(' listen', '')} that listens)" if key.only_for else ""
 
 
-def markdown(keys: Mapping[str, Key]) -> str:
+def markdown_keys(keys: Mapping[str, Key]) -> str:
     """Return the keys as a table."""
     rows = ["| key | type | default | | on reload |", "|---|---|---|---|---|"]
     for key in keys.values():
@@ -36,45 +37,78 @@ def markdown(keys: Mapping[str, Key]) -> str:
     return "\n".join(rows)
 
 
-def roff(keys: Mapping[str, Key]) -> str:
+def markdown_framings() -> str:
+    """Return the framings as a table."""
+    rows = ["| `framing` | |", "|---|---|"]
+    rows += ["| `{}` | {} |".format(kind.usage.replace("|", "\\|"), kind.help) for kind in FRAMINGS.values()]
+    return "\n".join(rows)
+
+
+def roff(text: str) -> str:
+    """Return a text as man(7) wants it."""
+    return text.replace("\\", "\\e").replace("`", "").replace("-", "\\-").replace("±", "\\[+-]")
+
+
+def roff_keys(keys: Mapping[str, Key]) -> str:
     """Return the keys as tagged paragraphs, man(7)."""
     rows = []
     for key in keys.values():
         kind = key.kind.name.replace(" | ", ", ")
         text = f"{key.help}{note(key)}. Default: {default(key)}. On reload: {key.reload}."
-        rows += [".TP", f'.BR {key.name} " ({kind})"', text[0].upper() + text[1:].replace("`", "").replace("\\", "\\e")]
-    return "\n".join(rows).replace("-", "\\-").replace("±", "\\[+-]")
+        rows += [".TP", roff(f'.BR {key.name} " ({kind})"'), roff(text[0].upper() + text[1:])]
+    return "\n".join(rows)
 
 
-FILES: dict[str, tuple[str, str, Callable[[Mapping[str, Key]], str]]] = {
-    "README.md": ("<!-- {} keys: made by tests/test_readme.py -->", "<!-- end -->", markdown),
-    "etc/man/relayd.8": ('.\\" {} keys: made by tests/test_readme.py', '.\\" end', roff),
+def roff_framings() -> str:
+    """Return the framings as tagged paragraphs, man(7)."""
+    rows = []
+    for kind in FRAMINGS.values():
+        rows += [".TP", roff(f'.B "{kind.usage}"'), roff(kind.help[0].upper() + kind.help[1:] + ".")]
+    return "\n".join(rows)
+
+
+README, MANUAL = "README.md", "etc/man/relayd.8"
+
+# What stands around a table, and the tables by name.
+MARKS = {
+    README: ("<!-- {}: made by tests/test_readme.py -->", "<!-- end -->"),
+    MANUAL: ('.\\" {}: made by tests/test_readme.py', '.\\" end'),
+}
+TABLES = {
+    README: {**{name: markdown_keys(keys) for name, keys in KEYS.items()}, "framings": markdown_framings()},
+    MANUAL: {**{name: roff_keys(keys) for name, keys in KEYS.items()}, "framings": roff_framings()},
 }
 
 
 def made_anew(name: str) -> str:
     """Return a file with its tables made anew."""
-    head, end, render = FILES[name]
     text = (ROOT / name).read_text()
-    for kind, keys in TABLES.items():
-        begin = head.format(kind)
-        before, _, rest = text.partition(begin + "\n")
+    mark, end = MARKS[name]
+    for table, rows in TABLES[name].items():
+        begin = mark.format(table)
+        before, found, rest = text.partition(begin + "\n")
+        assert found, f"{name} has no {begin}"
         _, _, after = rest.partition(end + "\n")
-        text = f"{before}{begin}\n{render(keys)}\n{end}\n{after}"
+        text = f"{before}{begin}\n{rows}\n{end}\n{after}"
     return text
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_the_tables_are_those_of_the_keys(name: str) -> None:
+@pytest.mark.parametrize("name", TABLES)
+def test_the_tables_are_those_of_the_program(name: str) -> None:
     assert (ROOT / name).read_text() == made_anew(name), "python -m tests.test_readme writes them"
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", KEYS)
 def test_every_key_is_in_its_table(kind: str) -> None:
-    part = (ROOT / "README.md").read_text().split(f"<!-- {kind} keys")[1].split("<!-- end -->")[0]
-    assert re.findall(r"^\| `([a-z_]+)`", part, re.M) == list(TABLES[kind])
+    part = (ROOT / README).read_text().split(f"<!-- {kind}")[1].split("<!-- end -->")[0]
+    assert re.findall(r"^\| `([a-z_]+)`", part, re.M) == list(KEYS[kind])
+
+
+def test_every_framing_that_the_readme_writes_out_is_one() -> None:
+    for text in re.findall(r"framing ?= ?([a-z0-9]+[^\s`]*)", (ROOT / README).read_text()):
+        parse_framing(text)
 
 
 if __name__ == "__main__":
-    for path in FILES:
+    for path in TABLES:
         Path(ROOT / path).write_text(made_anew(path))

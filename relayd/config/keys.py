@@ -70,7 +70,7 @@ RELAY_KEYS = _table(
         reload="starts the relay, or drains it",
     ),
     Key(
-        "framing", kinds.FRAMING, "raw", "what a record is, which is never torn; see [Framing](#framing)",
+        "framing", kinds.FRAMING, "raw", "what a record is, which is never torn; a table of its own has the choices",
         reload="reopens both ends",
     ),
     Key("max_record", kinds.size(64, 16 * 1024**2), "64K", "a longer record is lost (the link is not) and counted"),

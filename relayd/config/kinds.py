@@ -241,20 +241,16 @@ def _read_history(text: str) -> HistoryBound:
     try:
         if text.endswith("r"):
             return HistoryBound(records=_read_number(text[:-1]))
-        if text.endswith(("s", "h", "d")):
+        if text.endswith(("s", "m", "h", "d")):  # 5m is minutes; 5M is a size
             return HistoryBound(seconds=read_duration(text))
-        if text.endswith("m"):
-            raise ValueError("minutes to one reader, and 5M with a slip of the finger to another")
         return HistoryBound(size=read_size(text))
     except ValueError:
-        raise ValueError(f"'{text}' is no history; write 64K (bytes), 100r (records), 30s or 1h, or 0") from None
+        raise ValueError(f"'{text}' is no history; write 64K (bytes), 100r (records), 30s, or 0") from None
 
 
 def _show_history(bound: HistoryBound) -> str:
     if bound.seconds:
-        # Minutes are shown in seconds: see _read_history.
-        shown = show_duration(bound.seconds)
-        return shown if shown.endswith(("s", "h", "d")) else f"{round(bound.seconds)}s"
+        return show_duration(bound.seconds)
     return f"{bound.records}r" if bound.records else show_size(bound.size)
 
 

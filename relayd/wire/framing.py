@@ -1,15 +1,24 @@
-"""Framers find record borders; they never change a byte.
+"""A framing says what a record is; a framer finds the borders in one stream.  Neither changes a byte.
 
 A framer is fed what was read and hands back one run of whole records, as large as it can be, and
-keeps the rest for the next read.  It does not look for the borders inside the run: for lines one
-`rfind` finds the last border, whatever the number of records before it.  Only when a run has to be
-cut (a link was lost in the middle of one) does anybody look for a border inside, with `border_before`.
+keeps the rest for the next read.  How the stream was cut into reads makes no difference to what comes
+out.  Inside a run nobody looks for borders, unless it has to be cut: a link was lost in the middle of
+one, or a client gets the newest records alone.  That is what `next_border` and `record_at` are for;
+they trust the run and look at headers alone.
 
-Bytes that belong to no record are left out and counted, until `take_unframed`.
+Bytes that belong to no record are left out and counted, until `take_unframed`: every byte fed is in
+a run, kept for the next one, or counted, and in one of them only.
+
+    framing.py      the two faces, and raw, which knows no records
+    delimited.py    line, delimiter      records.py   the walk through every other stream, its checks and
+    measured.py     fixed, length                     what it does with noise
+    nmea.py rtcm3.py mavlink.py ubx.py beast.py       where a record may begin, how long it is, is it right
+    framings.py     the table that the configuration chooses from
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,14 +27,14 @@ class Framer(Protocol):
     """The state of one stream's framing."""
 
     max_record: int  # bytes of the longest record that is handed on; may be changed between feeds
-    records: int  # in the run that `feed` has returned last
+    records: int  # in the run that `feed` returned last; 0 where there are none
     unframed: int  # bytes left out, because they belong to no whole record, since they were last taken
 
     def feed(self, data: bytes) -> bytes:
         """Take what was read; return the run of whole records that is now complete, or b''."""
 
     def reset(self) -> None:
-        """The stream has ended: throw the record that was cut short away."""
+        """The stream has ended: throw the record that was cut short away; what is fed next begins another."""
 
     def skip_record(self) -> None:
         """The stream is in the middle of a record: leave out what comes up to the next border."""
@@ -34,120 +43,53 @@ class Framer(Protocol):
         """Return the bytes left out since the last call."""
 
 
-class RawFramer:
-    """No records: what comes goes on at once, any border will do."""
+@dataclass(frozen=True)
+class Framing(ABC):
+    """One choice for `framing`: a value, equal to another of the same text.
 
-    def __init__(self, max_record: int) -> None:
-        self.max_record = max_record
-        self.unframed = 0
-        self.records = 0
+    Every `run` is one that a framer of this framing returned, and offsets lie inside it.
+    """
 
-    def feed(self, data: bytes) -> bytes:
-        return data
+    text: str  # as the configuration writes it
 
-    def reset(self) -> None:
-        """Nothing is kept between reads."""
+    def __str__(self) -> str:
+        return self.text
 
-    def skip_record(self) -> None:
-        """There are no records."""
+    @property
+    def has_records(self) -> bool:
+        """Whether a stream may be cut at some places only."""
+        return True
 
-    def take_unframed(self) -> int:
-        return 0
+    @abstractmethod
+    def framer(self, max_record: int) -> Framer:
+        """Return a framer for a new stream; no record over `max_record` bytes is handed on."""
 
+    @abstractmethod
+    def next_border(self, run: bytes, border: int) -> int:
+        """Return the end of the record that begins at `border`."""
 
-class LineFramer:
-    """Records end with LF (and so with CR LF): NMEA 0183, AIS, SBS, CSV and most of what is text."""
+    @abstractmethod
+    def record_at(self, run: bytes, offset: int) -> tuple[int, int]:
+        """Return begin and end of the record that holds `run[offset]`."""
 
-    def __init__(self, max_record: int) -> None:
-        """`max_record` bytes, the LF included, is the longest line that is handed on."""
-        self.unframed = 0
-        self.records = 0
-        self.max_record = max_record
-        self._tail = bytearray()
-        self._skipping = False  # inside a line that was longer than max_record
+    @abstractmethod
+    def count(self, run: bytes) -> int:
+        """Return the number of records."""
 
-    def feed(self, data: bytes) -> bytes:
-        run = self._feed(data)
-        self.records = run.count(b"\n")
-        return run
-
-    def _feed(self, data: bytes) -> bytes:
-        end = data.rfind(b"\n") + 1
-        if not end:
-            self._keep(data)
-            return b""
-        if self._tail or self._skipping:
-            run = self._finish_line(data, end)
-        else:
-            run = data if end == len(data) else data[:end]
-        if end < len(data):
-            self._keep(data[end:])
-        return run if len(run) <= self.max_record else self._without_long_lines(run)
-
-    def reset(self) -> None:
-        self.unframed += len(self._tail)
-        self._tail.clear()
-        self._skipping = False
-
-    def skip_record(self) -> None:
-        self._skipping = True
-
-    def take_unframed(self) -> int:
-        unframed, self.unframed = self.unframed, 0
-        return unframed
-
-    def _keep(self, data: bytes) -> None:
-        if self._skipping:
-            self.unframed += len(data)
-            return
-        self._tail += data
-        if len(self._tail) > self.max_record:
-            self.unframed += len(self._tail)
-            self._tail.clear()
-            self._skipping = True
-
-    def _finish_line(self, data: bytes, end: int) -> bytes:
-        """Return the lines up to `end`, the one begun in earlier reads in front."""
-        if not self._skipping:
-            run = b"".join((self._tail, memoryview(data)[:end]))
-            self._tail.clear()
-            return run
-        begin = data.find(b"\n") + 1
-        self.unframed += begin
-        self._skipping = False
-        return data[begin:end]
-
-    def _without_long_lines(self, run: bytes) -> bytes:
-        """Leave out the lines over `max_record`, stepping over as many good ones at once as can be."""
-        kept = []
-        begin = good = 0  # run[begin:good] is whole lines of a right length
-        while len(run) - good > self.max_record:
-            border = run.rfind(b"\n", good, good + self.max_record) + 1
-            if border:
-                good = border
-                continue
-            kept.append(run[begin:good])
-            begin = run.find(b"\n", good) + 1
-            self.unframed += begin - good
-            good = begin
-        return run if not begin and not kept else b"".join((*kept, run[begin:]))
-
-
-class Framing(Protocol):
-    text: str
-    has_records: bool
-
-    def framer(self, max_record: int) -> Framer: ...
-    def next_border(self, run: bytes, border: int) -> int: ...
-    def record_at(self, run: bytes, offset: int) -> tuple[int, int]: ...
-    def count(self, run: bytes) -> int: ...
-    def problem(self, max_record: int) -> str: ...
+    def problem(self, max_record: int) -> str:
+        """Return why no record can be handed on with that `max_record`, or an empty string."""
+        return ""
 
 
 @dataclass(frozen=True)
-class _Raw:
+class RawFraming(Framing):
+    """No records: any place is a border, and the stream goes on at the first byte that was not sent."""
+
     text: str = "raw"
-    has_records: bool = False
+
+    @property
+    def has_records(self) -> bool:
+        return False
 
     def framer(self, max_record: int) -> Framer:
         return RawFramer(max_record)
@@ -161,32 +103,25 @@ class _Raw:
     def count(self, run: bytes) -> int:
         return 0
 
-    def problem(self, max_record: int) -> str:
-        return ""
 
-    def __str__(self) -> str:
-        return self.text
+class RawFramer:
+    """What comes goes on at once."""
 
+    __slots__ = ("max_record", "records", "unframed")
 
-@dataclass(frozen=True)
-class _Line:
-    text: str = "line"
-    has_records: bool = True
+    def __init__(self, max_record: int) -> None:
+        self.max_record = max_record
+        self.records = 0
+        self.unframed = 0
 
-    def framer(self, max_record: int) -> Framer:
-        return LineFramer(max_record)
+    def feed(self, data: bytes) -> bytes:
+        return data
 
-    def next_border(self, run: bytes, border: int) -> int:
-        return run.find(b"\n", border) + 1
+    def reset(self) -> None:
+        """Nothing is kept between reads."""
 
-    def record_at(self, run: bytes, offset: int) -> tuple[int, int]:
-        return run.rfind(b"\n", 0, offset) + 1, run.find(b"\n", offset) + 1
+    def skip_record(self) -> None:
+        """There are no records."""
 
-    def count(self, run: bytes) -> int:
-        return run.count(b"\n")
-
-    def problem(self, max_record: int) -> str:
-        return ""
-
-    def __str__(self) -> str:
-        return self.text
+    def take_unframed(self) -> int:
+        return 0

@@ -39,6 +39,8 @@ TEXTS = st.one_of(
     st.tuples(NUMBERS, NUMBERS).map("..".join),
     st.tuples(NUMBERS, NUMBERS, DIGITS).map("/".join),
     st.tuples(NUMBERS, DIGITS).map(" x ".join),
+    st.tuples(NUMBERS, NUMBERS).map(" ".join),
+    DIGITS.map(lambda digits: f"{digits}r"),
     st.sampled_from(["", "yes", "no", "off", "0660", "777", "line", "1s..1s", "5s..1h", "30s/10s/3"]),
     st.text(max_size=8),
 )
@@ -176,6 +178,9 @@ REFUSED = [
     (kinds.LOCAL_ADDRESS, ["eth0", "localhost", "127.1", "0x7f000001", "1.2.3", "::1/128", "[::1]", "10.0.0.1:80"]),
     (kinds.NETWORKS, ["127.1", "2130706433", "0x7f000001", "10.0.0.1/8", "1.2.3/24", "host", "10.0.0.0/33", "::/129"]),
     (kinds.PATH, ["a\0b"]),
+    (kinds.SLOW_AFTER, ["", "1M", "10s", "10s 1M", "0 10s", "1M 0", "1M 10s 5", "off"]),
+    (kinds.HISTORY, ["", "r", "-1r", "1.5r", "1R", "s", "64KB", "10 r", "off", "64K 10s"]),
+    (kinds.FRAMING, ["", "Line", "line:", "lines", "fixed", "fixed:0", "length:u24", "delimiter:", "rtcm"]),
 ]  # fmt: skip
 
 
@@ -202,6 +207,15 @@ def test_what_a_kind_refuses(kind: Kind, text: str) -> None:
         (kinds.LOCAL_ADDRESS, "", ""),
         (kinds.NETWORKS, "10.0.0.1 ::1,,192.0.2.0/24", "10.0.0.1/32, ::1/128, 192.0.2.0/24"),
         (kinds.NETWORKS, "", ""),
+        (kinds.SLOW_AFTER, "1024K 60s", "1M 1m"),
+        (kinds.SLOW_AFTER, "0", "0"),
+        (kinds.HISTORY, "65536", "64K"),
+        (kinds.HISTORY, "0100r", "100r"),
+        (kinds.HISTORY, "5m", "5m"),
+        (kinds.HISTORY, "5M", "5M"),
+        (kinds.HISTORY, "0", "0"),
+        (kinds.HISTORY, "1500ms", "1500ms"),
+        (kinds.FRAMING, "line", "line"),
         (kinds.ADDRESSES, "a:1 , [::1]:2", "a:1, [::1]:2"),
     ],
 )

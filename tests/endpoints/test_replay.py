@@ -11,7 +11,6 @@ import pytest
 from relayd.address import ReplayAddress
 from relayd.endpoints.replay import ReplaySettings, ReplayTransport
 from relayd.net.sockets import SocketOptions
-from relayd.wire.framing import LineFramer
 from relayd.wire.framings import LINE, RAW
 from tests.fakes import FakeReactor
 
@@ -119,7 +118,7 @@ def test_raw_sends_all_there_is(make: Make, rate: float | None) -> None:
 def test_a_loop_never_glues_the_last_line_to_the_first(make: Make, rate: float | None, size: int) -> None:
     whole = b"".join(b"%08d\n" % number for number in range(size // 9))
     setting = make(whole + b"cut", rate=rate, loop=True, max_record=64)
-    framer, got = LineFramer(64), bytearray()
+    framer, got = LINE.framer(64), bytearray()
     for _ in range(30_000):
         if len(got) > 2 * len(whole):
             break

@@ -14,17 +14,37 @@ from typing import Protocol
 
 from relayd.net.pipe import Pipe
 from relayd.net.reactor import Reactor
+from relayd.net.transport import Buffer
 from relayd.tape import Tape
 from relayd.wire.chunk import Chunk
 
 Tap = Callable[[bytes, str], None]  # a chunk, and the peer it came from
 
 
+class Pushed(Protocol):
+    """The part of a transport that a chunk is pushed into."""
+
+    def push(self, data: Buffer, /) -> int:
+        """See Transport.push."""
+
+    def push_failed(self, error: OSError) -> None:
+        """See Transport.push_failed."""
+
+
 class Consumer(Protocol):
     """Where a pipeline ends: a Sink; or the stream's History."""
 
+    sent: int  # bytes that links took
+
+    @property
+    def idle(self) -> Pushed | None:
+        """Its link, if it is up and nothing waits: a chunk may be pushed into it."""
+
     def put(self, chunk: Chunk) -> None:
-        """Take a run of whole records, at once."""
+        """Take a run of whole records."""
+
+    def put_rest(self, chunk: Chunk, sent: int) -> None:
+        """Take what is left of a chunk of which `idle` took `sent` bytes only."""
 
     def splice(self, source: Incoming) -> int:
         """Take what has come from a source without it being read; return the bytes, -1 where it must be read."""
@@ -70,10 +90,23 @@ class Pipeline:
         for tap in self.taps:
             tap(data, peer)
         chunk = Chunk(data, records, self._reactor.now)
+        size = len(data)
+        # The hot loop. What it costs for one of a thousand links is one system call and no Python frame.
         # No copy of the list: links are added and removed between deliveries, never within one,
         # because the reactor tells of a lost link at the end of its turn.
         for sink in self.sinks:
-            sink.put(chunk)
+            link = sink.idle
+            if link is None:
+                sink.put(chunk)
+                continue
+            try:
+                taken = link.push(data)
+            except OSError as error:
+                link.push_failed(error)
+                taken = 0
+            sink.sent += taken
+            if taken != size:
+                sink.put_rest(chunk, taken)
 
     def splice(self, source: Incoming) -> int:
         """Pass on what has come from a source without reading it; return the bytes, -1 where it must be read.

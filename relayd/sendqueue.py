@@ -1,20 +1,20 @@
-"""What waits for one destination link: a place on the tape, in front of it the chunk that is being sent.
+"""What waits for one destination link, in the order in which it goes out:
 
-    pipe     bytes that never entered the process (see net/pipe.py); seldom any
-    head     a chunk, `offset` bytes of which are sent: the border between what policy may still drop
-             and what is committed to the link
-    ranges   numbers of chunks on the tape; more than one only where newer ones were left out
-
-What a queue costs of its own does not depend on what waits in it.
+pipe      bytes that never entered the process (see net/pipe.py); seldom any
+head      a chunk, `offset` bytes of which are sent: the border between what policy may still drop
+          and what is committed to the link
+stretch   of the tape: what it costs does not depend on its length
+loose     chunks after one that was left out, which are on no stretch; seldom any
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from relayd.net.pipe import Pipe
 from relayd.net.transport import Buffer
-from relayd.tape import Tape
+from relayd.tape import Stretch, Tape
 from relayd.wire.chunk import Chunk
 from relayd.wire.framing import Framing
 
@@ -28,7 +28,7 @@ Lost = tuple[int, int]  # bytes and records that were dropped
 class SendQueue:
     """`size` unsent bytes, in order."""
 
-    __slots__ = ("_ranges", "_records", "head", "limit", "offset", "pipe", "size", "tape")
+    __slots__ = ("_loose", "_records", "_stretch", "head", "limit", "offset", "pipe", "size", "tape")
 
     def __init__(self, tape: Tape, limit: int) -> None:
         """`limit` is the bytes that fit, see `fits`; nothing here enforces it."""
@@ -38,33 +38,29 @@ class SendQueue:
         self.head: Chunk | None = None
         self.offset = 0  # bytes of the head that were sent
         self.pipe: Pipe | None = None
-        self._records = 0  # of head and ranges; those of the head that were sent are among them
-        self._ranges: list[list[int]] = []  # [start, stop)
+        self._records = 0  # of all chunks; those of the head that were sent are among them
+        self._stretch: Stretch | None = None
+        self._loose: deque[Chunk] | None = None
 
     def __repr__(self) -> str:
         return f"<SendQueue {self.size} of {self.limit} bytes>"
 
     @property
-    def first(self) -> int:
-        """The number of the oldest chunk that is needed of the tape (for the tape)."""
-        return self._ranges[0][0]
-
-    @property
-    def on_tape(self) -> bool:
-        """Whether there is any."""
-        return bool(self._ranges)
+    def front(self) -> Chunk | None:
+        """The chunk that stands first, the pipe apart."""
+        if self.head is not None:
+            return self.head
+        if self._stretch:
+            return self._stretch.first
+        return self._loose[0] if self._loose else None
 
     @property
     def oldest(self) -> float:
         """When the first byte that waits was read, by the reactor's clock; something must wait."""
         if self.pipe is not None and self.pipe.held:
             return self.pipe.since
-        return self.head.at if self.head is not None else self.tape[self._ranges[0][0]].at
-
-    @property
-    def front(self) -> object:
-        """What stands first, the pipe apart: equal as long as it is the same; None in an empty queue."""
-        return self.head if self.head is not None else next((start for start, _ in self._ranges), None)
+        assert self.front is not None
+        return self.front.at
 
     # -- in ---------------------------------------------------------------------------------------
 
@@ -81,26 +77,20 @@ class SendQueue:
 
     def append(self, chunk: Chunk) -> None:
         """Queue the newest chunk of the stream."""
-        number = self.tape.add(chunk)
-        ranges = self._ranges
-        if ranges and ranges[-1][1] == number:
-            ranges[-1][1] = number + 1
-        else:
-            ranges.append([number, number + 1])
-            if len(ranges) == 1:
-                self.tape.joined(self)
+        if self._stretch is None:
+            self._stretch = Stretch()
+        if self._loose:
+            self._loose.append(chunk)
+        elif not self._stretch.extend(self.tape.add(chunk)):
+            self._loose = deque((chunk,))
         self.size += len(chunk.data)
         self._records += chunk.records
 
-    def replay(self, start: int, offset: int, size: int, records: int) -> None:
-        """An empty queue gets what the tape holds from a chunk's `offset` on: so many bytes and records."""
-        stop = self.tape.end
+    def replay(self, stretch: Stretch, offset: int, size: int, records: int) -> None:
+        """An empty queue gets a stretch of the past, from its first chunk's `offset` on: so many bytes and records."""
+        self._stretch = stretch
         if offset:
-            self.head, self.offset = self.tape[start], offset
-            start += 1
-        if start < stop:
-            self._ranges = [[start, stop]]
-            self.tape.joined(self)
+            self.head, self.offset = stretch.pop_first(), offset
         self.size, self._records = size, records
 
     # -- out --------------------------------------------------------------------------------------
@@ -110,11 +100,12 @@ class SendQueue:
         buffers: list[Buffer] = []
         if self.head is not None:
             buffers.append(memoryview(self.head.data)[self.offset :])
-        for start, stop in self._ranges if batch > len(buffers) else ():
-            wanted = batch - len(buffers)
-            buffers += [chunk.data for chunk in self.tape.part(start, min(stop, start + wanted))]
-            if len(buffers) >= batch:
-                break
+        if self._stretch and len(buffers) < batch:
+            buffers += [chunk.data for chunk in self._stretch.oldest(batch - len(buffers))]
+        if self._loose and len(buffers) < batch:
+            # One by one: a thousand of them are not copied to send a few.
+            count = min(len(self._loose), batch - len(buffers))
+            buffers += [self._loose[place].data for place in range(count)]
         return buffers
 
     def consume(self, count: int) -> None:
@@ -153,7 +144,7 @@ class SendQueue:
         pipe, self.pipe = self.pipe, None
         if pipe is None:
             return
-        if pipe.held:  # what came after it is on the tape
+        if pipe.held:  # there is no head: what came after it was never begun
             self.head, self.offset = Chunk(pipe.pour(), 0, pipe.since), 0
         pipe.close()
 
@@ -161,14 +152,47 @@ class SendQueue:
 
     def drop_oldest(self, framing: Framing) -> Lost:
         """Drop the oldest chunk but not the record that is being sent; (0, 0) where only that waits."""
+        lost = self._drop_head(framing)
+        return lost if lost[0] or not self._waits else self._dropped(self._next())
+
+    def drop_older(self, framing: Framing, than: float) -> Lost:
+        """Drop the chunks that were read before a time, but not the record that is being sent."""
+        size = records = 0
+        if self.head is not None and self.head.at < than:
+            size, records = self._drop_head(framing)
+        while self._waits and self._first.at < than:
+            lost = self._dropped(self._next())
+            size, records = size + lost[0], records + lost[1]
+        return size, records
+
+    def drop_newest(self) -> Lost:
+        """Drop the newest chunk that nothing was sent of; (0, 0) where there is none."""
+        if self._loose:
+            return self._dropped(self._loose.pop())
+        return self._dropped(self._stretch.pop_last()) if self._stretch else (0, 0)
+
+    def clear(self, framing: Framing) -> Lost:
+        """Drop everything."""
+        lost = self.size, self._records
+        if self.head is not None:
+            begin, _ = framing.record_at(self.head.data, self.offset)
+            lost = self.size, self._records - framing.count(self.head.data[:begin])
+        if self.pipe is not None:
+            self.pipe.close()
+        self.pipe = self.head = self._stretch = self._loose = None
+        self.size = self.offset = self._records = 0
+        return lost
+
+    def _drop_head(self, framing: Framing) -> Lost:
+        """Drop the head but the record that is being sent; (0, 0) where there is nothing to drop."""
         head = self.head
         if head is None:
-            return self._drop_next()
+            return 0, 0
         begin, end = framing.record_at(head.data, self.offset)
         kept = self.offset if begin == self.offset else end
         lost = len(head.data) - kept, framing.count(head.data[kept:])
         if not lost[0]:
-            return self._drop_next()
+            return 0, 0
         self._records -= head.records
         if kept == self.offset:
             self.head, self.offset = None, 0
@@ -179,50 +203,30 @@ class SendQueue:
         self.size -= lost[0]
         return lost
 
-    def drop_newest(self) -> Lost:
-        """Drop the newest chunk that nothing was sent of; (0, 0) where there is none."""
-        if not self._ranges:
-            return 0, 0
-        newest = self._ranges[-1]
-        newest[1] -= 1
-        chunk = self.tape[newest[1]]
-        if newest[0] == newest[1]:
-            self._ranges.pop()
-            self._leave_if_done()
-        return self._lost(chunk)
-
-    def clear(self, framing: Framing) -> Lost:
-        """Drop everything."""
-        lost = self.size, self._records
-        if self.head is not None:
-            begin, _ = framing.record_at(self.head.data, self.offset)
-            lost = self.size, self._records - framing.count(self.head.data[:begin])
-        if self.pipe is not None:
-            self.pipe.close()
-        self.pipe = self.head = None
-        self.size = self.offset = self._records = 0
-        self._ranges = []
-        self.tape.left(self)
-        return lost
-
-    def _drop_next(self) -> Lost:
-        return self._lost(self._next()) if self._ranges else (0, 0)
-
-    def _lost(self, chunk: Chunk) -> Lost:
+    def _dropped(self, chunk: Chunk) -> Lost:
         self.size -= len(chunk.data)
         self._records -= chunk.records
         return len(chunk.data), chunk.records
 
-    def _next(self) -> Chunk:
-        """Take the oldest chunk off the ranges."""
-        oldest = self._ranges[0]
-        chunk = self.tape[oldest[0]]
-        oldest[0] += 1
-        if oldest[0] == oldest[1]:
-            self._ranges.pop(0)
-            self._leave_if_done()
-        return chunk
+    # -- behind the head --------------------------------------------------------------------------
 
-    def _leave_if_done(self) -> None:
-        if not self._ranges:
-            self.tape.left(self)
+    @property
+    def on_tape(self) -> bool:
+        return self._waits
+
+    @property
+    def _waits(self) -> bool:
+        return bool(self._stretch or self._loose)
+
+    @property
+    def _first(self) -> Chunk:
+        if self._stretch:
+            return self._stretch.first
+        assert self._loose
+        return self._loose[0]
+
+    def _next(self) -> Chunk:
+        if self._stretch:
+            return self._stretch.pop_first()
+        assert self._loose
+        return self._loose.popleft()

@@ -1,7 +1,8 @@
 """Where a pipeline ends: the send queue and the link, if there is one, of one destination.
 
-The fast path is one call: link up, queue empty, `send(chunk)`, and the kernel took it all.  Only the
-rest of a short write is queued, and only then is anything asked of the selector or a timer.
+The fast path is one call, and the pipeline makes it: link up, queue empty (`idle`), push the chunk, and
+the kernel took it all.  Only the rest of a short write is queued, and only then is anything asked of
+the selector or a timer.
 
 A sink without a link queues.  A listening destination's sink lives as long as its client; a
 connected one's outlives its links, and what one link cut is sent again whole on the next.
@@ -17,7 +18,7 @@ from relayd.net.pipe import Pipe, SpliceRefused
 from relayd.net.reactor import Reactor
 from relayd.net.transport import Buffer
 from relayd.observe.log import BoundLog
-from relayd.pipeline import Incoming, Pipeline
+from relayd.pipeline import Incoming, Pipeline, Pushed
 from relayd.policy.overflow import NEVER_SLOW, Relief, SlowAfter
 from relayd.sendqueue import BATCH, SendQueue
 from relayd.slowness import SlownessWatch
@@ -25,11 +26,8 @@ from relayd.wire.chunk import Chunk
 from relayd.wire.framing import Framing
 
 
-class Outgoing(Protocol):
+class Outgoing(Pushed, Protocol):
     """The part of a transport that a sink uses."""
-
-    def send(self, data: Buffer) -> int:
-        """See Transport.send."""
 
     def send_all_of(self, buffers: Sequence[Buffer]) -> int:
         """See Transport.send_all_of."""
@@ -79,7 +77,7 @@ class Sink:
 
     __slots__ = (
         "_closing", "_ended", "_gap", "_log", "_settings", "_transport", "_unspliceable", "_watch",
-        "dropped", "dropped_records", "queue", "repeated", "sent", "stale_records",
+        "dropped", "dropped_records", "emptied", "idle", "queue", "repeated", "sent", "stale_records",
     )  # fmt: skip
 
     def __init__(self, settings: SinkSettings, log: BoundLog) -> None:
@@ -92,27 +90,30 @@ class Sink:
         self._gap: _Gap | None = None
         self._watch: SlownessWatch | None = None
         self._unspliceable = False
+        self.idle: Outgoing | None = None  # the link, if it is up and nothing waits
         self.queue = SendQueue(settings.pipeline.tape, settings.buffer)
         self.sent = 0  # bytes that the kernel took
         self.repeated = 0  # of these, sent again
         self.dropped = 0  # bytes that left the queue unsent
         self.dropped_records = 0
+        self.emptied = 0  # how often the queue was, for being full while there was no link to cut
         self.stale_records = 0  # of these, because they had waited too long
 
     # -- the stream -----------------------------------------------------------------------------
 
     def put(self, chunk: Chunk) -> None:
         """Send the chunk, or queue what is not taken at once."""
-        transport = self._transport
-        if transport is None or self.queue.size:
+        if self.idle is None:
             self._enqueue(chunk)
-            return
-        data = chunk.data
-        taken = transport.send(data)
-        self.sent += taken
-        if taken < len(data):
-            self.queue.begin(chunk, taken)
-            self._wait_for_room(transport)
+        else:
+            self.queue.begin(chunk, 0)
+            self.flush()
+
+    def put_rest(self, chunk: Chunk, sent: int) -> None:
+        """The idle link took `sent` bytes of the chunk: queue the others."""
+        assert self.idle is not None
+        self.queue.begin(chunk, sent)
+        self._wait_for_room(self.idle)
 
     def flush(self, batch: int = BATCH) -> None:
         """Send from the queue as far as the kernel takes it, `batch` chunks at most."""
@@ -123,13 +124,13 @@ class Sink:
         if queue.pipe is not None and queue.pipe.held:
             self._flush_pipe(transport, queue.pipe)
         elif queue.size:
-            if self._settings.max_age:
-                self._drop_stale()
+            self.drop_stale()
             self.record_sent(transport.send_all_of(queue.buffers(batch)))
         if queue.size:
             self._wait_for_room(transport)
             return
         transport.watch_writing(False)
+        self.idle = transport
         if self._closing:
             transport.close(self._closing)
             self._let_go()
@@ -163,6 +164,14 @@ class Sink:
                 self._settings.pipeline.hold(self)
         return moved
 
+    def drop_stale(self) -> None:
+        """Drop what has waited too long; something is about to be sent."""
+        settings = self._settings
+        if settings.max_age:
+            lost = self.queue.drop_older(settings.framing, settings.reactor.now - settings.max_age)
+            self._lose(lost, "stale")
+            self.stale_records += lost[1]
+
     def record_sent(self, count: int) -> None:
         """Take bytes off the queue that a link has carried away."""
         self.queue.consume(count)
@@ -172,6 +181,7 @@ class Sink:
     def drop_queue(self) -> None:
         """Drop and count what waits; what was held for it flows again."""
         self._lose(self.queue.clear(self._settings.framing))
+        self._gap = None
         self._has_shrunk()
 
     def _flush_pipe(self, transport: Outgoing, pipe: Pipe) -> None:
@@ -195,7 +205,7 @@ class Sink:
             self.flush(batch=1)
             if queue.size and self.sent != sent:
                 self.flush()
-            if not queue.size:
+            if self.idle is not None:
                 self.put(chunk)
                 return
         if not self._ended and (queue.fits(chunk) or self._make_room(chunk)):
@@ -205,9 +215,12 @@ class Sink:
             self._lose((len(chunk.data), chunk.records), "" if self._ended else "slow")
 
     def _has_grown(self) -> None:
+        """More waits than before, or for somebody else: see that it does not wait for ever."""
         settings = self._settings
         if self._watch is not None:
             self._watch.size_changed(self.queue.size)
+        elif not self.queue.size:
+            return
         elif settings.slow_after.seconds or (settings.stall_timeout and self._transport is not None):
             self._watch = SlownessWatch(
                 settings.reactor, self, settings.stall_timeout, settings.slow_after, self._stop_watching
@@ -246,15 +259,8 @@ class Sink:
             self._transport.abort("slow")
             self._let_go()
         else:
+            self.emptied += 1
             self._log.burst("overflow", reason="down", dropped=self.dropped - before)
-
-    def _drop_stale(self) -> None:
-        oldest_allowed = self._settings.reactor.now - self._settings.max_age
-        before = self.dropped_records
-        while self.queue.size and self.queue.oldest < oldest_allowed:
-            if not self._lose(self.queue.drop_oldest(self._settings.framing), "stale"):
-                break
-        self.stale_records += self.dropped_records - before
 
     def _lose(self, lost: tuple[int, int], reason: str = "") -> int:
         """Count bytes and records that are dropped; with a reason they are a gap in what the link gets."""
@@ -285,12 +291,15 @@ class Sink:
         while self.queue.size and self.sent != taken:
             taken = self.sent
             self.flush()
+        if not self.queue.size:
+            self.idle = transport
 
     def detach(self) -> None:
         """The link is gone. What it cut is made whole again for the next; with no next, it is dropped."""
         self._let_go()
         if self._settings.kept:
             self.repeated += self.queue.rewind(self._settings.framing)
+            self._has_grown()
         else:
             self.drop_queue()
 
@@ -302,6 +311,7 @@ class Sink:
         closing = self._closing
         self.queue.pour()
         self._let_go()
+        self._has_grown()
         return closing
 
     def move(self, settings: SinkSettings, log: BoundLog) -> None:
@@ -312,14 +322,12 @@ class Sink:
         settings.pipeline.sinks[self] = None
         self._settings, self._log = settings, log
         queue = self.queue
-        if queue.on_tape and queue.tape is not settings.pipeline.tape:
-            settings.pipeline.tape.take_over(queue.tape)
+        settings.pipeline.tape.follow(queue.tape)
         queue.tape, queue.limit = settings.pipeline.tape, settings.buffer
         if settings.relief is Relief.HOLD and queue.size > settings.buffer:
             settings.pipeline.hold(self)
         self._stop_watching()
-        if queue.size:
-            self._has_grown()
+        self._has_grown()
 
     def finish(self, reason: str) -> None:
         """Close the link, if there is one, once the queue is empty."""
@@ -328,13 +336,14 @@ class Sink:
             self.flush()
 
     def _let_go(self) -> None:
-        self._transport = None
+        self._transport = self.idle = None
         self._closing = ""
         self._ended = not self._settings.kept
         self._unspliceable = False
         self._stop_watching()
 
     def _wait_for_room(self, transport: Outgoing) -> None:
+        self.idle = None
         transport.watch_writing(True)
         self._has_grown()
 
@@ -358,7 +367,8 @@ class Sink:
         while queue.size > settings.slow_after.size:
             oldest = settings.relief is Relief.DROP_OLDEST
             if not self._lose(queue.drop_oldest(settings.framing) if oldest else queue.drop_newest(), "slow"):
-                return
+                break  # what cannot be dropped is the record that is being sent
+        self._has_grown()
 
     def _stop_watching(self) -> None:
         if self._watch is not None:

@@ -24,7 +24,7 @@ class Slow(Protocol):
         """Return the bytes that wait."""
 
     def acknowledged(self) -> int:
-        """Return the bytes that the peer has taken so far; any constant while there is no link."""
+        """Return the bytes that the peer has taken so far, -1 while there is no link."""
 
     def has_stalled(self) -> None:
         """Nothing was taken for `stall_timeout`."""
@@ -87,7 +87,7 @@ class SlownessWatch:
             self._progress, self._progress_at = acknowledged, now
         if late and self._slow_since is not None:
             self._slow_since = now
-        if self._stall_timeout and now - self._progress_at >= self._stall_timeout:
+        if acknowledged >= 0 and 0 < self._stall_timeout <= now - self._progress_at:
             self._slow.has_stalled()
         elif self._slow_since is not None and self._is_slow_for(now - self._slow_since):
             self._slow_since = now

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from relayd.net.reactor import Reactor, TimerHandle
 from relayd.net.transport import Transport
 from relayd.sink import Sink
+from relayd.wire.chunk import Chunk
 
 # How often to look for data to try with and for its acknowledgement, in seconds: a round trip.
 _LOOK = 0.05
@@ -35,8 +36,9 @@ class HalfCloseTrial:
         self._tried = 0  # bytes sent on trial, and still in the queue
         self._timer: TimerHandle | None = None
         self._closing = sink.hold_back()
-        # The front of the queue, once the peer has a part of it.
-        self._committed: object = sink.queue.front if sink.queue.offset else None
+        self._began_record = sink.queue.offset > 0  # before the trial: the peer has a part of it
+        self._on_trial: Chunk | None = None  # what the tried bytes are of
+        self._emptied = sink.emptied
         transport.watch_writing(False)
         self._look()
 
@@ -63,11 +65,16 @@ class HalfCloseTrial:
             self._sink.finish(self._closing)
 
     def _is_torn(self) -> bool:
-        """Whether what the peer has half of was dropped from the queue meanwhile: cut it then."""
-        if self._committed is None or self._sink.queue.front == self._committed:
-            return False
-        self._transport.abort("slow")
-        return True
+        """Whether the link must not go on: what the peer has half of was dropped, or the queue overflowed."""
+        queue = self._sink.queue
+        if self._tried:
+            torn = queue.front is not self._on_trial
+        else:
+            torn = self._began_record and not queue.offset
+        if torn or self._sink.emptied != self._emptied:
+            self._transport.abort("slow")
+            return True
+        return False
 
     def _look(self) -> None:
         self._timer = None
@@ -80,8 +87,9 @@ class HalfCloseTrial:
             self._pass()
             return
         if not self._tried and self._sink.queue.size:
-            self._committed = self._sink.queue.front
-            self._tried = self._transport.send(self._sink.queue.buffers()[0])
+            self._sink.drop_stale()
+            self._on_trial = self._sink.queue.front
+            self._tried = self._transport.send(self._sink.queue.buffers(1)[0]) if self._on_trial is not None else 0
         if not self._tried and self._reactor.now - self._began >= self._patience:
             self._gone()
             return

@@ -146,6 +146,11 @@ class FakeTransport:
         self.received += data[:taken]
         return taken
 
+    push = send
+
+    def push_failed(self, error: OSError) -> None:
+        raise AssertionError("no kernel, no error")
+
     def send_all_of(self, buffers: Sequence[Buffer]) -> int:
         return self.send(b"".join(buffers))
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.history import History
+from relayd.observe.counters import Counters
+from relayd.outlet import ClientsOutlet
+from relayd.pipeline import Pipeline
 from relayd.policy.history import HistoryBound
+from relayd.policy.overflow import Relief
+from relayd.policy.returns import RETURNS
+from relayd.returnpath import ReturnPath
 from relayd.sendqueue import SendQueue
+from relayd.sink import SinkSettings
 from relayd.tape import Tape
 from relayd.wire.framings import LINE, RAW
-from tests.fakes import chunk
+from tests.fakes import FakeEndpoint, FakeReactor, FakeTransport, bound_log, chunk
 
 
 class Setting:
@@ -109,8 +119,8 @@ def test_those_who_join_share_it() -> None:
     setting = Setting(HistoryBound(size=1000))
     setting.put(*[b"line\n"] * 50)
     queues = [setting.joiner() for _ in range(1000)]
-    assert len(setting.tape) == 50
     assert all(queue.size == 250 for queue in queues)
+    assert len({id(block) for queue in queues for block in queue._stretch._blocks}) == 1  # type: ignore[union-attr]
 
 
 def test_a_reload_hands_it_on_within_the_new_bound() -> None:
@@ -146,3 +156,81 @@ def test_it_is_the_longest_run_within_the_bound(records: bool, chunks: list[list
             break
         newest.insert(0, line)
     assert setting.told == b"".join(newest)
+
+
+def test_a_chunk_larger_than_the_limit_is_told_from_a_border_within_it() -> None:
+    """Half of the buffer is all that somebody gets who joins, or the next chunk would make them slow."""
+    lines = [b"%07d\n" % number for number in range(100)]
+    for bound in (HistoryBound(records=1000), HistoryBound(seconds=1000.0)):
+        setting = Setting(bound, limit=100)
+        setting.put(b"".join(lines))
+        assert setting.told == b"".join(lines[-12:])
+
+
+def clients_of(former: ClientsOutlet | None, bound: HistoryBound, reactor: FakeReactor) -> ClientsOutlet:
+    """Return clients that get the past first; they take over from the former ones, as at a reload."""
+    pipeline = Pipeline(reactor)  # type: ignore[arg-type]
+    history = History(pipeline.tape, bound, 1000, LINE, lambda: reactor.now) if bound else None
+    settings = SinkSettings(reactor, pipeline, LINE, 2000, Relief.CUT, kept=False)  # type: ignore[arg-type]
+    back: Any = ReturnPath(RETURNS["none"], Pipeline(reactor), lambda: LINE.framer(100), Counters())  # type: ignore[arg-type]
+    outlet = ClientsOutlet(
+        reactor, pipeline, settings, back, Counters(), bound_log(FakeReactor())[0], lambda: None, history  # type: ignore[arg-type]
+    )  # fmt: skip
+    if former is not None:
+        outlet.adopt(former, FakeEndpoint())  # type: ignore[arg-type]
+    return outlet
+
+
+def join(outlet: ClientsOutlet, reactor: FakeReactor, room: int | None = None) -> FakeTransport:
+    transport = FakeTransport(reactor, room)
+    transport.start(outlet.link_made(transport, FakeEndpoint()))  # type: ignore[arg-type]
+    return transport
+
+
+def feed(outlet: ClientsOutlet, *lines: bytes) -> None:
+    for line in lines:
+        outlet._pipeline.put(line, 1, "source")
+
+
+def test_history_and_live_data_join_over_reloads() -> None:
+    reactor = FakeReactor()
+    outlet = clients_of(None, HistoryBound(records=3), reactor)
+    feed(outlet, b"1\n", b"2\n", b"3\n", b"4\n")
+    slow, quick = join(outlet, reactor, room=1), join(outlet, reactor)
+    feed(outlet, b"5\n")
+    outlet = clients_of(outlet, HistoryBound(records=2), reactor)
+    late = join(outlet, reactor)
+    feed(outlet, b"6\n")
+    slow.make_room()
+    assert bytes(slow.received) == bytes(quick.received) == b"2\n3\n4\n5\n6\n"
+    assert bytes(late.received) == b"4\n5\n6\n"
+    outlet = clients_of(outlet, HistoryBound(records=4), reactor)  # what is no longer there does not come back
+    assert bytes(join(outlet, reactor).received) in (b"5\n6\n", b"4\n5\n6\n", b"3\n4\n5\n6\n")
+    assert [link.sink.sent for link in outlet.links][:3] == [10, 10, 6]
+
+
+def test_two_reloads_with_nothing_put_between_them() -> None:
+    """The first brings the history, while a client is behind; the second finds it empty."""
+    reactor = FakeReactor()
+    outlet = clients_of(None, HistoryBound(), reactor)
+    slow = join(outlet, reactor, room=1)
+    feed(outlet, b"1\n", b"2\n")
+    outlet = clients_of(outlet, HistoryBound(records=2), reactor)
+    outlet = clients_of(outlet, HistoryBound(records=3), reactor)
+    feed(outlet, b"3\n")
+    slow.make_room()
+    assert bytes(slow.received) == b"1\n2\n3\n"
+    assert bytes(join(outlet, reactor).received) == b"3\n"
+
+
+def test_a_reload_that_ends_the_history_keeps_nothing_for_it() -> None:
+    reactor = FakeReactor()
+    outlet = clients_of(None, HistoryBound(records=2), reactor)
+    slow = join(outlet, reactor, room=1)
+    feed(outlet, b"1\n", b"2\n")
+    outlet = clients_of(outlet, HistoryBound(), reactor)
+    feed(outlet, b"3\n")
+    slow.make_room()
+    assert bytes(slow.received) == b"1\n2\n3\n"
+    gc.collect()
+    assert outlet._pipeline.tape._newest() is None

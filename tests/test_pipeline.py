@@ -13,6 +13,8 @@ from tests.fakes import FakeReactor, FakeTransport
 class Taker:
     """A sink that notes what it is put."""
 
+    idle, sent = None, 0
+
     def __init__(self) -> None:
         self.got: list[Chunk] = []
 

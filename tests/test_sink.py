@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from collections.abc import Callable
+from dataclasses import replace
 
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from relayd.history import History
 from relayd.pipeline import Pipeline
-from relayd.policy.overflow import Relief
+from relayd.policy.history import HistoryBound
+from relayd.policy.overflow import Relief, SlowAfter
 from relayd.sink import Sink, SinkSettings
+from relayd.trial import HalfCloseTrial
+from relayd.wire.chunk import Chunk
 from relayd.wire.framings import LINE, RAW
-from tests.fakes import FakeReactor, FakeTransport, bound_log
+from tests.fakes import FakeReactor, FakeTransport, bound_log, chunk
 
 
 class Setting:
@@ -114,7 +122,6 @@ def test_stalled_sinks_share_the_chunk() -> None:
     setting.put(shared)
     assert setting.sink.queue.buffers()[1] is shared
     assert other.queue.buffers()[1] is shared
-    assert len(setting.pipeline.tape) == 2
 
 
 # -- overflow -----------------------------------------------------------------------------------
@@ -739,3 +746,672 @@ def test_nothing_sent_is_put_again_after_a_link_that_took_all(kept: bool) -> Non
     setting.put(b"line\n")
     link.lose()
     assert (setting.sink.repeated, setting.sink.queue.size, setting.sink.dropped) == (0, 0, 0)
+
+
+# -- several sinks on one tape, over any schedule -------------------------------------------------
+
+
+class Trial(HalfCloseTrial):
+    """Tells its wire when it is over."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        wire.trial = self
+        reactor = wire._reactor
+        super().__init__(reactor, wire.taker.sink, wire, 2.0, lambda: wire.close("eof"))  # type: ignore[arg-type]
+
+    def _pass(self) -> None:
+        if not self._is_torn():
+            self.wire.trial = None
+        super()._pass()
+
+
+class Wire(FakeTransport):
+    """A link of a taker, and its protocol; `trial` while it is half-closed."""
+
+    def __init__(self, taker: Taker, reactor: FakeReactor, room: int | None) -> None:
+        super().__init__(reactor, room)
+        self.taker = taker
+        self.trial: HalfCloseTrial | None = None
+        self.protocol = self  # type: ignore[assignment]
+
+    @property
+    def confirmed(self) -> bytes:
+        """What the sink counts as sent."""
+        tried = self.trial._tried if self.trial is not None else 0
+        return bytes(self.received[: len(self.received) - tried])
+
+    def ready_to_send(self) -> None:
+        self.taker.sink.flush()
+
+    def connection_lost(self, reason: str) -> None:
+        taker, torn = self.taker, self.confirmed.rpartition(b"\n")[2]
+        if taker.kept and taker.goes_on(torn):
+            taker.repeated += len(torn)
+        taker.sink.detach()
+        taker.over_since = None
+        if self.trial is not None:
+            self.trial.cancel()
+        if taker.left:
+            taker.sink.drop_queue()
+
+
+class Taker:
+    """One sink of the machine, and all that is known of what it was given."""
+
+    def __init__(self, number: int, machine: SlowMachine, kept: bool) -> None:
+        self.number, self.machine, self.kept = number, machine, kept
+        self.sink = Sink(replace(machine.settings, kept=kept), machine.log)
+        self.wires: list[Wire] = []
+        self.given: list[int] = []  # numbers of its records
+        self.lost: set[int] = set()  # those that neither wait nor have gone out whole
+        self.begun: set[int] = set()  # those of which a link has had a byte
+        self.repeated = 0
+        self.left = False  # its relay has gone over to another, without it
+        self.gappy = False  # it may miss something on a link that stays
+        self.over_since: float | None = None
+        self.bare_at = 0.0  # when there was nothing in the queue that may be dropped
+        self.stale_before = 0
+        self.note_settings()
+
+    def __repr__(self) -> str:
+        return f"<Taker {self.number}>"
+
+    @property
+    def wire(self) -> Wire | None:
+        """The link that is up."""
+        return self.wires[-1] if self.wires and self.wires[-1].protocol is not None else None
+
+    @property
+    def settings(self) -> SinkSettings:
+        return self.sink._settings
+
+    @property
+    def dropped_as_slow(self) -> int:
+        return self.sink.dropped_records - self.sink.stale_records
+
+    def note_settings(self) -> None:
+        self.gappy |= self.settings.relief in (Relief.DROP_OLDEST, Relief.DROP_NEWEST) or bool(self.settings.max_age)
+
+    def waiting(self) -> bytes:
+        """All that stands in the queue."""
+        queue = self.sink.queue
+        return b"".join(queue.buffers(1 << 30))
+
+    def goes_on(self, torn: bytes) -> bool:
+        """Whether the rest of the record that a link has the begin of stands first in the queue."""
+        line = (torn + self.waiting()).partition(b"\n")[0] + b"\n"
+        return self.sink.queue.size > 0 and line in self.machine.records
+
+    def check(self) -> None:
+        sink, queue, records = self.sink, self.sink.queue, self.machine.records
+        waiting = self.waiting()
+        assert queue.size == len(waiting)
+        got: list[int] = []
+        torn = b""
+        for wire in self.wires:
+            whole, _, torn = wire.confirmed.rpartition(b"\n")
+            here = self.numbers(whole + b"\n") if whole else []
+            got += here
+            self.begun.update(here)
+            if here and not self.gappy:
+                assert here == self.given[self.given.index(here[0]) : self.given.index(here[-1]) + 1], "a gap"
+        # A link on trial that lost the rest of what it has begun is cut at the next look.
+        front = torn if self.wire is not None and (self.wire.trial is None or self.goes_on(torn)) else b""
+        queued = self.numbers(front + waiting)
+        self.begun.update(queued[: bool(front)])
+        assert got + queued == sorted({*got, *queued}), "out of order, or twice"
+        assert {*got, *queued} <= {*self.given}
+        lost = {*self.given} - {*got} - {*queued}
+        assert lost >= self.lost, "sent after it was counted as dropped"
+        self.lost = lost
+        assert sink.dropped_records == len(lost)
+        assert sink.sent == sum(len(wire.confirmed) for wire in self.wires)
+        assert sink.repeated == self.repeated
+        put = sum(len(records[number]) for number in self.given)
+        assert put == sink.sent - sink.repeated + sink.dropped + queue.size
+        if queued:
+            assert queue.oldest == self.machine.times[queued[0]]
+        if self.wire is not None and queue.size and self.wire.trial is None and self.wire.open:
+            assert self.wire.writing, "something waits, and nobody will say that there is room"
+
+    def numbers(self, data: bytes) -> list[int]:
+        """The records in the data, which must be whole and untouched."""
+        lines = data.splitlines(keepends=True)
+        for line in lines:
+            assert line[:3].isdigit() and self.machine.records[int(line[:3])] == line, f"torn: {line!r} in {data!r}"
+        return [int(line[:3]) for line in lines]
+
+
+CHUNKS = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+class SlowMachine(RuleBasedStateMachine):
+    """One stream, its tape, and sinks that come, stall, lose their links, move on or stay behind."""
+
+    @initialize(
+        relief=st.sampled_from(Relief), buffer=st.integers(16, 80), kept=st.integers(0, 2), slow=st.booleans(),
+        max_age=st.sampled_from([0.0, 3.0]), history=st.sampled_from([0, 0, 1, 3]),
+        rooms=st.lists(st.one_of(st.none(), st.integers(0, 40)), min_size=1, max_size=3),
+    )  # fmt: skip
+    def begin(
+        self, relief: Relief, buffer: int, kept: int, slow: bool, max_age: float, history: int, rooms: list[int | None]
+    ) -> None:
+        self.reactor = FakeReactor()
+        self.log, self.lines = bound_log(FakeReactor())  # whose timers are its own
+        self.records: list[bytes] = []
+        self.times: list[float] = []
+        self.takers: list[Taker] = []
+        self.late = 0.0  # until when what takes time may take longer, because our own timers were late
+        self.configure(relief, buffer, slow, max_age, history)
+        for _ in range(kept):
+            self.add(kept=True)
+        for number, room in enumerate(rooms):
+            self.up(self.takers[number] if number < kept else self.add(kept=False), room)
+
+    def configure(self, relief: Relief, buffer: int, slow: bool, max_age: float, history: int) -> None:
+        self.pipeline = Pipeline(self.reactor)  # type: ignore[arg-type]
+        self.producer = FakeTransport(self.reactor)
+        self.pipeline.add_producer(self.producer)
+        self.history: History | None = None
+        if history:
+            bound = HistoryBound(records=history)
+            self.history = History(self.pipeline.tape, bound, buffer // 2, LINE, lambda: self.reactor.now)
+            self.pipeline.sinks[self.history] = None
+        slow_after = SlowAfter(buffer // 2, 2.0) if slow and relief is not Relief.HOLD else SlowAfter()
+        self.settings = SinkSettings(
+            self.reactor, self.pipeline, LINE, buffer, relief, False, 8.0, slow_after, max_age  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def add(self, kept: bool) -> Taker:
+        taker = Taker(len(self.takers), self, kept)
+        self.takers.append(taker)
+        if self.history is not None and not kept:
+            self.history.fill(taker.sink.queue)
+            taker.given = taker.numbers(taker.waiting())
+            if taker.given:
+                assert taker.given == list(range(taker.given[0], len(self.records))), "history and live do not join"
+            assert taker.sink.queue.size <= max(
+                self.settings.buffer // 2, len(taker.waiting().rpartition(b"\n")[0]) + 1
+            )
+            assert len(taker.given) <= self.history._bound.records
+        self.pipeline.sinks[taker.sink] = None
+        return taker
+
+    @property
+    def some_link(self) -> bool:
+        return any(taker.wire for taker in self.takers)
+
+    def pick(self, index: int, condition: Callable[[Taker], object]) -> Taker | None:
+        found = [taker for taker in self.takers if condition(taker)]
+        return found[index % len(found)] if found else None
+
+    # -- what happens ---------------------------------------------------------------------------
+
+    @rule(chunks=CHUNKS, pause=st.sampled_from([0.0, 0.0, 1.5]))
+    def flow(self, chunks: list[list[int]], pause: float) -> None:
+        for lengths in chunks:
+            self.put(lengths)
+            self.nothing_is_lost_torn_or_doubled()
+            if pause:
+                self.time(pause)
+
+    @rule(chunks=CHUNKS, index=st.integers(0, 9), room=st.integers(0, 20), old=st.sampled_from([0.0, 2.0, 4.0]))
+    def flow_and_room(self, chunks: list[list[int]], index: int, room: int, old: float) -> None:
+        for lengths in chunks:
+            self.put(lengths)
+            self.nothing_is_lost_torn_or_doubled()
+            self.room(index, room)
+            self.nothing_is_lost_torn_or_doubled()
+            self.time(old)
+            old = 0.0
+
+    def put(self, lengths: list[int]) -> None:
+        if self.producer.paused or len(self.records) > 900:
+            return
+        first = len(self.records)
+        fresh = [b"%03d%s\n" % (first + index, b"." * size) for index, size in enumerate(lengths)]
+        self.records += fresh
+        self.times += [self.reactor.now] * len(fresh)
+        data = b"".join(fresh)
+        fed = [taker for taker in self.takers if taker.sink in self.pipeline.sinks]
+        fits = [
+            taker
+            for taker in fed
+            if not taker.sink.queue.size or len(data) + taker.sink.queue.size <= taker.settings.buffer
+        ]
+        before = {taker: taker.sink.dropped for taker in fed}
+        for taker in fed:
+            taker.given += range(first, len(self.records))
+        self.pipeline.put(data, len(fresh), "source")
+        for taker in fed:
+            if self.settings.relief is Relief.CUT and taker.sink.dropped > before[taker]:
+                taker.over_since = None
+        for taker in fits:
+            assert taker.sink.dropped == before[taker] or taker.sink._ended, "dropped what would have fitted"
+        if self.settings.relief is Relief.HOLD:
+            for taker in fed:
+                stale = taker.sink.stale_records - taker.stale_before
+                assert taker.sink.dropped == before[taker] or taker.sink._ended or stale, "block drops"
+        for taker in fed:
+            if self.settings.relief in (Relief.DROP_OLDEST, Relief.DROP_NEWEST) and taker.wire and not taker.wire.trial:
+                assert "slow" not in taker.wire.aborts
+
+    @precondition(lambda self: self.some_link)
+    @rule(index=st.integers(0, 9), room=st.integers(0, 40))
+    def room(self, index: int, room: int) -> None:
+        taker = self.pick(index, lambda taker: taker.wire)
+        if taker is not None and taker.wire is not None:
+            begun, lost, stale = set(taker.begun), set(taker.lost), taker.sink.stale_records
+            taker.wire.make_room(room)
+            self.sent_something(taker, begun, lost, stale)
+
+    @rule(room=st.one_of(st.none(), st.integers(0, 40)))
+    def client(self, room: int | None) -> None:
+        if len(self.takers) < 8:
+            self.up(self.add(kept=False), room)
+
+    @precondition(lambda self: any(taker.kept and not taker.wire for taker in self.takers))
+    @rule(index=st.integers(0, 9), room=st.one_of(st.none(), st.integers(0, 40)))
+    def link(self, index: int, room: int | None) -> None:
+        taker = self.pick(index, lambda taker: taker.kept and not taker.wire and not taker.left)
+        if taker is not None:
+            self.up(taker, room)
+
+    def up(self, taker: Taker, room: int | None) -> None:
+        wire = Wire(taker, self.reactor, room)
+        taker.wires.append(wire)
+        begun, lost, stale = set(taker.begun), set(taker.lost), taker.sink.stale_records
+        taker.sink.attach(wire)
+        self.sent_something(taker, begun, lost, stale)
+
+    def sent_something(self, taker: Taker, begun: set[int], lost: set[int], stale: int) -> None:
+        """Where there was room and nothing new: what was dropped was too old, what was begun was not."""
+        self.reactor.end_turn()
+        taker.check()
+        if taker.kept or taker.wire:
+            assert taker.sink.stale_records - stale == len(taker.lost - lost)
+        if taker.settings.max_age and taker.wire is not None:
+            limit = self.reactor.now - taker.settings.max_age
+            if not taker.sink._ended:
+                assert all(self.times[number] < limit for number in taker.lost - lost), "dropped though it was fresh"
+            if taker.wire.trial is None:
+                assert all(self.times[number] >= limit for number in taker.begun - begun), "sent though it was stale"
+
+    @precondition(lambda self: self.some_link)
+    @rule(index=st.integers(0, 9))
+    def lose(self, index: int) -> None:
+        taker = self.pick(index, lambda taker: taker.wire)
+        if taker is not None and taker.wire is not None:
+            taker.wire.lose()
+            taker.over_since = None
+
+    @precondition(lambda self: self.some_link)
+    @rule(index=st.integers(0, 9))
+    def finish(self, index: int) -> None:
+        taker = self.pick(index, lambda taker: taker.wire and taker.wire.trial is None)
+        if taker is not None:
+            taker.sink.finish("stopped")
+
+    @precondition(lambda self: any(taker.kept and taker.wire for taker in self.takers))
+    @rule(index=st.integers(0, 9))
+    def half_close(self, index: int) -> None:
+        taker = self.pick(
+            index, lambda taker: taker.kept and taker.wire and taker.wire.trial is None and taker.wire.open
+        )
+        if taker is not None and taker.wire is not None:
+            wire = taker.wire
+            wire.acknowledged = len(wire.received)
+            # What overflows while a link is on trial is missing on it.
+            taker.gappy = True
+            Trial(wire)
+            taker.over_since = None
+
+    @precondition(lambda self: any(taker.wire and taker.wire.trial for taker in self.takers))
+    @rule(index=st.integers(0, 9), room=st.one_of(st.none(), st.integers(0, 40)))
+    def acknowledge(self, index: int, room: int | None) -> None:
+        taker = self.pick(index, lambda taker: taker.wire and taker.wire.trial is not None)
+        if taker is not None and taker.wire is not None:
+            taker.wire.room = room
+            taker.wire.acknowledged = None
+            self.time(0.06)
+
+    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 2.0, 3.5, 9.0]))
+    def time(self, seconds: float) -> None:
+        before = {taker: (taker.dropped_as_slow, taker.sink.queue.size) for taker in self.takers}
+        self.reactor.advance(seconds)
+        for taker in self.takers:
+            self.look_at_slowness(taker, *before[taker])
+
+    def look_at_slowness(self, taker: Taker, dropped: int, size: int) -> None:
+        slow = taker.settings.slow_after
+        now = self.reactor.now
+        if not slow.seconds or taker.over_since is None or taker.sink._ended or size <= slow.size:
+            return
+        relieved = taker.dropped_as_slow > dropped
+        if relieved and not (taker.wires and (taker.wires[-1].trial or taker.wires[-1].aborts == ["stalled"])):
+            assert now - taker.over_since >= slow.seconds - 1e-6, "relieved too early"
+        queue = taker.sink.queue
+        if queue.front is queue.head and taker.settings.relief is not Relief.CUT:
+            taker.bare_at = now
+        if now - max(taker.over_since, self.late, taker.bare_at) > slow.seconds * 1.25 + 1e-6:
+            assert relieved or queue.size <= slow.size, "too much for too long, and nothing was done"
+        if relieved or queue.size <= slow.size:
+            taker.over_since = None
+
+    @rule(seconds=st.sampled_from([5.0, 60.0]))
+    def stopped_for(self, seconds: float) -> None:
+        """The process was stopped, or the host suspended."""
+        aborted = {taker: list(taker.wire.aborts) for taker in self.takers if taker.wire}
+        self.reactor.jump(seconds)
+        self.late = self.reactor.now
+        for taker, aborts in aborted.items():
+            assert "stalled" not in aborts + (taker.wire.aborts if taker.wire else [])
+        for taker in self.takers:
+            taker.over_since = None
+
+    @rule(
+        stay=st.sets(st.integers(0, 9), max_size=3), relief=st.sampled_from(Relief), buffer=st.integers(16, 80),
+        slow=st.booleans(), max_age=st.sampled_from([0.0, 3.0]), history=st.sampled_from([0, 1, 3]),
+    )  # fmt: skip
+    def reload(self, stay: set[int], relief: Relief, buffer: int, slow: bool, max_age: float, history: int) -> None:
+        former, former_history = self.pipeline, self.history
+        former.remove_producer(self.producer)
+        self.configure(relief, buffer, slow, max_age, history)
+        for taker in self.takers:
+            if taker.sink not in former.sinks or taker.left:
+                continue
+            if taker.number in stay:
+                taker.left = True
+                continue
+            taker.sink.move(replace(self.settings, kept=taker.kept), self.log)
+            taker.note_settings()
+            taker.over_since = None
+        if former_history is not None and self.history is not None:
+            self.history.adopt(former_history)
+        for taker in self.takers:
+            if taker.left and taker.wire is not None:
+                if taker.wire.trial is not None:
+                    taker.wire.trial.finish("stopped")
+                else:
+                    taker.sink.finish("stopped")
+            elif taker.left:
+                taker.sink.drop_queue()
+        assert not any(taker.sink in former.sinks for taker in self.takers if not taker.left)
+
+    # -- what holds -----------------------------------------------------------------------------
+
+    @invariant()
+    def nothing_is_lost_torn_or_doubled(self) -> None:
+        if not hasattr(self, "takers"):
+            return
+        self.reactor.end_turn()
+        for taker in self.takers:
+            taker.check()
+            taker.stale_before = taker.sink.stale_records
+            if taker.sink._ended and taker.sink in self.pipeline.sinks and not taker.wire:
+                del self.pipeline.sinks[taker.sink]
+            slow = taker.settings.slow_after
+            if taker.sink.queue.size <= slow.size:
+                taker.over_since = None
+            elif taker.over_since is None:
+                taker.over_since = self.reactor.now
+
+    @invariant()
+    def nothing_is_held_that_nobody_needs(self) -> None:
+        if not hasattr(self, "takers"):
+            return
+        needed = any(taker.sink.queue.size for taker in self.takers)
+        if not needed and (self.history is None or not self.history._size):
+            assert self.pipeline.tape._newest() is None
+
+    @invariant()
+    def who_is_full_holds(self) -> None:
+        if not hasattr(self, "takers"):
+            return
+        assert self.pipeline.held == self.producer.paused
+        if self.pipeline.held:
+            assert any(
+                self.pipeline.is_held_by(taker.sink) and taker.sink.queue.size * 2 > taker.sink.queue.limit
+                for taker in self.takers
+            )
+
+    def teardown(self) -> None:
+        if not hasattr(self, "takers"):
+            return
+        for taker in self.takers:
+            while taker.sink.queue.size and taker.wire is not None and taker.wire.trial is None and taker.wire.open:
+                taker.wire.make_room()
+            if taker.wire is not None:
+                taker.wire.lose()
+            taker.sink.drop_queue()
+        self.reactor.advance(100.0)
+        assert self.reactor.timers == 0
+        assert not self.pipeline.held
+        for taker in self.takers:
+            taker.check()
+            assert taker.sink.queue.size == 0
+
+
+TestSlowMachine = SlowMachine.TestCase
+TestSlowMachine.settings = settings(
+    deadline=None, stateful_step_count=30, max_examples=200, report_multiple_bugs=False,
+    suppress_health_check=[*HealthCheck],
+)  # fmt: skip
+
+
+# -- what is dropped, what is said of it ----------------------------------------------------------
+
+
+class Slowly(Setting):
+    """A sink with rules of its own, and `records` of so many bytes that are put one at a time."""
+
+    def __init__(self, relief: Relief, kept: bool = False, **rules: object) -> None:
+        self.rules = rules
+        super().__init__(relief, kept)
+
+    def new_settings(self, *given: object) -> SinkSettings:
+        return replace(super().new_settings(*given), **self.rules)  # type: ignore[arg-type]
+
+    def put_lines(self, *texts: bytes) -> None:
+        for text in texts:
+            self.put(text + b"\n")
+
+
+def test_a_stale_record_that_is_being_sent_takes_no_fresh_one_with_it() -> None:
+    """The rest of the old one goes out, what has waited too long is dropped, what came just now is not."""
+    setting = Slowly(Relief.CUT, max_age=10.0)
+    link = setting.link(room=2)
+    setting.put_lines(b"old", b"stale")
+    setting.reactor.advance(11)
+    setting.put_lines(b"fresh")
+    link.make_room()
+    assert bytes(link.received) == b"old\nfresh\n"
+    assert (setting.sink.stale_records, setting.sink.dropped_records, setting.sink.dropped) == (1, 1, 6)
+    assert setting.conserved()
+
+
+def test_what_is_stale_goes_when_it_would_be_sent_and_not_before() -> None:
+    setting = Slowly(Relief.CUT, kept=True, max_age=10.0)
+    setting.put_lines(b"one", b"two")
+    setting.reactor.advance(5)
+    setting.put_lines(b"three")
+    setting.reactor.advance(6)
+    assert (setting.sink.dropped, setting.sink.queue.size) == (0, 14)
+    link = setting.link()
+    assert bytes(link.received) == b"three\n"
+    assert (setting.sink.stale_records, setting.sink.dropped_records, setting.sink.dropped) == (2, 2, 8)
+
+
+def test_the_record_that_a_lost_link_cut_goes_too_when_it_is_too_old_for_the_next() -> None:
+    setting = Slowly(Relief.CUT, kept=True, max_age=10.0)
+    link = setting.link(room=2)
+    setting.put_lines(b"one")
+    link.lose()
+    setting.reactor.advance(11)
+    setting.put_lines(b"two")
+    assert bytes(setting.link().received) == b"two\n"
+    assert (setting.sink.stale_records, setting.sink.repeated, setting.sink.sent) == (1, 2, 2 + 4)
+    assert setting.conserved()
+
+
+@pytest.mark.parametrize("relief", [Relief.DROP_OLDEST, Relief.DROP_NEWEST])
+def test_a_gap_is_one_line_at_its_begin_and_one_at_its_end(relief: Relief) -> None:
+    setting = Setting(relief, buffer=20)
+    link = setting.link(room=0)
+    for number in range(30):
+        setting.put(b"%07d.\n" % number)
+        setting.reactor.advance(0.5)
+    assert len(setting.lines.having("event=dropping reason=slow")) == 1
+    assert not setting.lines.having("event=caught_up")
+    for _ in range(4):
+        link.make_room(5)
+    dropped = setting.sink.dropped_records
+    assert dropped == 28
+    assert setting.lines.having(f"event=caught_up dropped={dropped * 9} dropped_records={dropped} after=14")
+    setting.reactor.advance(100)
+    assert len(setting.lines.lines) == 2
+
+
+def test_a_gap_of_stale_records_says_so() -> None:
+    setting = Slowly(Relief.CUT, kept=True, max_age=10.0)
+    setting.put_lines(b"one", b"two")
+    setting.reactor.advance(11)
+    setting.link()
+    assert setting.lines.having("event=dropping reason=stale")
+    assert setting.lines.having("event=caught_up dropped=8 dropped_records=2")
+    assert not setting.lines.having("reason=slow")
+
+
+def test_who_leaves_in_a_gap_has_not_caught_up() -> None:
+    setting = Setting(Relief.DROP_OLDEST, buffer=20)
+    link = setting.link(room=0)
+    for number in range(30):
+        setting.put(b"%07d.\n" % number)
+    link.lose()
+    assert setting.conserved()
+    assert not setting.lines.having("event=caught_up")
+
+
+# -- too much for too long --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("relief", [Relief.CUT, Relief.DROP_OLDEST, Relief.DROP_NEWEST])
+def test_more_than_slow_after_for_so_long_is_an_overflow(relief: Relief) -> None:
+    setting = Slowly(relief, slow_after=SlowAfter(10, 8.0))
+    link = setting.link(room=0)
+    setting.put_lines(b"one", b"two", b"three", b"four")
+    setting.reactor.advance(7.9)
+    assert setting.sink.dropped == 0
+    setting.reactor.advance(2.1)
+    assert link.aborts == (["slow"] if relief is Relief.CUT else [])
+    kept = {Relief.CUT: b"", Relief.DROP_OLDEST: b"four\n", Relief.DROP_NEWEST: b"one\ntwo\n"}[relief]
+    link.make_room()
+    assert bytes(link.received) == kept
+    assert setting.conserved()
+    assert setting.sink.dropped_records == 4 - kept.count(b"\n")
+
+
+@pytest.mark.parametrize("relief", [Relief.DROP_OLDEST, Relief.DROP_NEWEST])
+def test_the_time_starts_anew_when_what_was_too_much_was_dropped(relief: Relief) -> None:
+    setting = Slowly(relief, slow_after=SlowAfter(10, 8.0))
+    setting.link(room=0)
+    setting.put_lines(b"one", b"two", b"three", b"four")
+    setting.reactor.advance(8.1)
+    size, dropped = setting.sink.queue.size, setting.sink.dropped
+    assert 0 < size <= 10 and dropped
+    setting.reactor.advance(7.0)  # all the while it is not too much
+    setting.put_lines(b"123456789")
+    setting.reactor.advance(6.0)
+    assert setting.sink.dropped == dropped
+    setting.reactor.advance(4.1)
+    assert setting.sink.dropped > dropped
+
+
+@pytest.mark.parametrize("relief", [Relief.CUT, Relief.DROP_OLDEST, Relief.DROP_NEWEST])
+@pytest.mark.parametrize("stall_timeout", [0.0, 5.0])
+def test_slow_after_holds_for_a_link_that_is_down_however_long(relief: Relief, stall_timeout: float) -> None:
+    """That nothing is taken while there is no link is no stall, and hides nothing."""
+    setting = Slowly(relief, kept=True, slow_after=SlowAfter(10, 8.0), stall_timeout=stall_timeout)
+    for _ in range(3):
+        dropped = setting.sink.dropped
+        setting.put_lines(b"one", b"two", b"three", b"four")
+        setting.reactor.advance(10.1)
+        assert setting.sink.dropped > dropped
+        assert setting.sink.queue.size <= 10
+    assert setting.conserved()
+
+
+def test_slow_after_goes_on_when_the_link_is_lost_and_the_source_is_silent() -> None:
+    setting = Slowly(Relief.CUT, kept=True, slow_after=SlowAfter(10, 8.0))
+    link = setting.link(room=0)
+    setting.put_lines(b"one", b"two", b"three", b"four")
+    link.lose()
+    setting.reactor.advance(10.1)
+    assert setting.sink.dropped == 19
+    assert setting.conserved()
+
+
+def test_slow_after_goes_on_while_a_half_closed_link_is_on_trial() -> None:
+    setting = Slowly(Relief.CUT, kept=True, slow_after=SlowAfter(10, 8.0))
+    setting.link(room=0)
+    setting.put_lines(b"one", b"two", b"three", b"four")
+    setting.sink.hold_back()
+    setting.reactor.advance(10.1)
+    assert setting.sink.dropped == 19
+
+
+def test_drop_oldest_does_not_cut_a_half_closed_link_whose_record_it_left_alone() -> None:
+    setting = Setting(Relief.DROP_OLDEST, kept=True, buffer=10)
+    link = setting.link(room=2)
+    setting.put(b"one\ntwo\n")
+    link.acknowledged = 2
+    HalfCloseTrial(setting.reactor, setting.sink, link, 2.0, lambda: None)  # type: ignore[arg-type]
+    for number in range(5):
+        setting.put(b"%d\n" % number)
+    setting.reactor.advance(0.2)
+    assert link.aborts == []
+    link.room = link.acknowledged = None
+    setting.reactor.advance(0.2)
+    assert bytes(link.received).startswith(b"one\n")
+    assert setting.conserved()
+
+
+# -- the cost of many -----------------------------------------------------------------------------
+
+
+class Counted(list[Chunk]):
+    """Chunks of a tape that count how often they are looked at."""
+
+    looked_at = 0
+
+    def __getitem__(self, index: object) -> object:  # type: ignore[override]
+        self.looked_at += 1
+        return super().__getitem__(index)  # type: ignore[call-overload]
+
+
+def test_cutting_a_thousand_with_deep_queues_touches_none_of_what_waits() -> None:
+    setting = Setting(Relief.CUT, buffer=10_000 * 4)
+    links = [setting.link(room=0)]
+    for _ in range(999):
+        sink = setting.new_sink()
+        links.append(FakeTransport(setting.reactor, room=0))
+        sink.attach(links[-1])
+    shared = [chunk(b"%03d\n" % (number % 1000)) for number in range(10_000)]
+    for sink in setting.pipeline.sinks:
+        sink.put(shared[0])
+    first = setting.sink.queue
+    for piece in shared[1:]:
+        first.append(piece)
+    assert first._stretch is not None
+    counted = []
+    for block in first._stretch._blocks:
+        block.chunks = Counted(block.chunks)
+        counted.append(block.chunks)
+    for sink in list(setting.pipeline.sinks)[1:]:  # as if each had got them one by one
+        queue = sink.queue  # type: ignore[attr-defined]
+        queue._stretch, queue.size, queue._records = first._stretch.copy(), first.size, first._records
+    setting.put(b"one too many\n")
+    assert all(link.aborts == ["slow"] for link in links)
+    assert sum(chunks.looked_at for chunks in counted) < 10
+    assert [sink.dropped_records for sink in setting.pipeline.sinks] == [10_001] * 1000  # type: ignore[union-attr]

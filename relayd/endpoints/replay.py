@@ -131,8 +131,11 @@ class ReplayTransport:
         self._due = self._reactor.now
         self._schedule(0.0)
 
-    def send(self, data: Buffer) -> int:
+    def push(self, data: Buffer) -> int:
         return len(data)
+
+    def push_failed(self, error: OSError) -> None:
+        """It never does."""
 
     def send_all_of(self, buffers: Sequence[Buffer]) -> int:
         return sum(map(len, buffers))

@@ -61,7 +61,7 @@ class Transport:
     __slots__ = (
         "_eof", "_linger_timeout", "_linger_timer", "_lingering", "_paused", "_protocol", "_reactor", "_read_size",
         "_reason", "_resting", "_sock", "_writing", "bytes_read", "closed", "coalesce", "last_read", "local", "on_bulk",
-        "peer", "since",
+        "peer", "push", "since",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, sock: socket.socket, peer: Any, linger_timeout: float) -> None:
@@ -80,6 +80,9 @@ class Transport:
         self.closed = False
         self.coalesce = 0.0  # seconds between two reads, for a stream that comes in small pieces
         self.on_bulk: Callable[[], bool] = _nobody  # returns whether it has moved what came
+        # `send` without its frame, for those who send one chunk to thousands: it raises what the kernel
+        # answers, which is then told to `push_failed`. Once the link is closed it takes nothing.
+        self.push: Callable[[Buffer], int] = sock.send
         self.bytes_read = 0
         self.peer = peer
         self.local = name_of(sock.getsockname)
@@ -123,6 +126,11 @@ class Transport:
         except OSError as error:
             self._broken(error)
             return 0
+
+    def push_failed(self, error: OSError) -> None:
+        """`push` has raised: the kernel has no room, or the link is breaking."""
+        if not isinstance(error, BlockingIOError):
+            self._broken(error)
 
     def send_all_of(self, buffers: Sequence[Buffer]) -> int:
         """Like `send`, for several buffers in one call; at most IOV_MAX (1024) of them."""
@@ -216,6 +224,7 @@ class Transport:
         if not self.open:
             return
         self._reason = reason
+        self.push = _take_nothing
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:
@@ -344,6 +353,7 @@ class Transport:
 
     def _mark_closed(self) -> None:
         self.closed = True
+        self.push = _take_nothing
         self._reactor.forget(self)
         if self._linger_timer is not None:
             self._linger_timer.cancel()
@@ -358,6 +368,10 @@ class Transport:
 
 def _nobody() -> bool:
     return False
+
+
+def _take_nothing(data: Buffer) -> int:
+    return 0
 
 
 def _waiting(sock: socket.socket, queue: int) -> int:

@@ -196,7 +196,7 @@ def test_the_file_is_closed_with_the_link(make: Make) -> None:
 
 def test_what_it_is_sent_is_thrown_away(make: Make) -> None:
     setting = make(b"1\n")
-    assert setting.transport.send(b"abc") == 3
+    assert setting.transport.push(b"abc") == 3
     assert setting.transport.send_all_of([b"abc", memoryview(b"de")]) == 5
 
 

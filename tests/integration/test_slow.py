@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from tests.support import (
     CELL,
+    PATIENCE,
+    SLOWNESS,
     Collector,
+    Relayd,
     Sender,
     bulk,
+    cells_of,
     check_keyed,
     connect,
     free_port,
@@ -201,3 +208,116 @@ def test_a_client_that_reads_slowly_but_fast_enough_is_not_cut() -> None:
         sender.wait_end()
         assert got == bulk(2_000_000)[: 3 * MIB]
         wait_until(lambda: not running.logged("event=closed"))
+
+
+# -- many that never read -------------------------------------------------------------------------
+
+
+class Crowd:
+    """A relay whose clients have small buffers, so that what waits does so where relayd counts it."""
+
+    def __init__(self, stack: ExitStack, clients: int, *options: str) -> None:
+        source_port, self.port = free_port(), free_port()
+        words = f"127.0.0.1:{source_port}", f"127.0.0.1:{self.port}", "--mode", "listen-listen", "-o", "framing=line"
+        small = "-o", "send_buffer=8K", "-o", "notsent=4K", "-o", "max_clients=1100"
+        settings = [word for option in options for word in ("-o", option)]
+        self.running: Relayd = stack.enter_context(relayd(*words, *small, *settings))
+        self.clients = [stack.enter_context(stalled_client(self.port)) for _ in range(clients)]
+        self.pace = stack.enter_context(connect(self.port))
+        self.source = stack.enter_context(connect(source_port))
+        self.running.wait_log("event=connected", times=clients + 2)
+
+    def send(self, piece: bytes, times: int) -> None:
+        """Send a piece so often, each when somebody has the one before: so each is read by itself."""
+        for _ in range(times):
+            self.source.sendall(piece)
+            assert receive(self.pace, len(piece)) == piece
+
+
+class Readers(threading.Thread):
+    """Reads all of the sockets and keeps nothing; `behind` says who has less than `wanted`."""
+
+    def __init__(self, socks: Iterable[socket.socket]) -> None:
+        super().__init__(daemon=True)
+        self._selector = selectors.DefaultSelector()
+        self.got = dict.fromkeys(socks, 0)
+        self._ended = False
+        for sock in self.got:
+            sock.setblocking(False)
+            self._selector.register(sock, selectors.EVENT_READ)
+        self.start()
+
+    def run(self) -> None:
+        while not self._ended:
+            for key, _ in self._selector.select(0.05):
+                with suppress(BlockingIOError):
+                    self.got[key.fileobj] += len(key.fileobj.recv(1 << 16))  # type: ignore[index, union-attr]
+
+    def wait_for(self, count: int) -> None:
+        wait_until(lambda: min(self.got.values()) >= count, f"{count} bytes at each")
+        self._ended = True
+        self.join(PATIENCE)
+        self._selector.close()
+
+
+@pytest.mark.parametrize(("clients", "size"), [(1000, 64 * 1024), (100, 100)])
+def test_those_who_never_read_share_what_waits(clients: int, size: int) -> None:
+    """All together cost the memory of one queue more than those who read: the buffer, and 8 MiB."""
+    piece = b"x" * (size - 1) + b"\n"
+    times = 4 * MIB * 15 // 16 // size
+    grown = []
+    for reads in (True, False):
+        with ExitStack() as stack:
+            crowd = Crowd(stack, clients, "buffer=4M")
+            crowd.send(piece, 2)
+            before = crowd.running.memory()
+            if reads:
+                readers = Readers(crowd.clients)
+                crowd.send(piece, min(times, MIB // 2 // size))
+                readers.wait_for(size * min(times, MIB // 2 // size))
+            else:
+                crowd.send(piece, times - 2)
+            grown.append(crowd.running.memory() - before)
+            assert not crowd.running.logged("event=closed")
+    assert grown[1] - grown[0] < 4 * MIB + 8 * MIB, [f"{one / MIB:.1f}" for one in grown]
+
+
+@pytest.mark.parametrize("overflow", ["disconnect", "drop_oldest", "drop_newest"])
+def test_half_of_a_hundred_stalled_are_no_matter_of_the_others(overflow: str) -> None:
+    """The others miss nothing, the source never waits long, and what the stalled ones miss is counted."""
+    data = bulk(2_000_000)[: 4 * MIB]
+    with ExitStack() as stack:
+        crowd = Crowd(stack, 50, f"overflow={overflow}", "buffer=1M")
+        healthy = [Collector(stack.enter_context(connect(crowd.port))) for _ in range(49)]
+        healthy.append(Collector(crowd.pace))
+        crowd.running.wait_log("event=connected", times=101)
+        waits = []
+        for begin in range(0, len(data), 64 * 1024):
+            began = time.monotonic()
+            crowd.source.sendall(data[begin : begin + 64 * 1024])
+            waits.append(time.monotonic() - began)
+            for client in healthy:
+                client.wait_for(begin - MIB // 4)
+        for client in healthy:
+            assert client.wait_for(len(data)) == data
+        assert sorted(waits)[-3] < 0.5 * SLOWNESS, sorted(waits)[-3:]
+        if overflow == "disconnect":
+            crowd.running.wait_log(" client=", "event=closed", "reason=slow", times=50)
+            return
+        assert not crowd.running.logged("event=closed")
+        crowd.running.wait_log("event=dropping", "reason=slow", times=50)
+        lines = crowd.running.logged("event=dropping")
+        assert len(lines) == len({line.partition(" client=")[2].split()[0] for line in lines}) == 50
+        for number, client in enumerate(crowd.clients[:5]):
+            got = Collector(client)
+            closing = "{}:{}".format(*client.getsockname())
+            crowd.source.sendall(keyed("mark", number, 1))
+            caught_up = crowd.running.wait_log(closing, "event=caught_up")
+            mark = keyed("mark", number, 1)
+            wait_until(lambda got=got, mark=mark: mark in got.data, "the newest record")  # type: ignore[misc]
+            told = bytes(got.data[: got.data.rindex(b"bulk:") + CELL])
+            numbers = cells_of("bulk", told)
+            assert numbers == sorted(set(numbers))
+            missed = len(data) // CELL - len(numbers)
+            assert missed > 0
+            assert f" dropped={missed * CELL} dropped_records={missed} " in caught_up

@@ -32,7 +32,7 @@ class History:
         """A chunk has passed (for the pipeline, whose first sink this is)."""
         block = self.tape.add(chunk)
         if not self._stretch.extend(block):  # what lies between was not of this stream
-            self._stretch, self._size, self._records = Stretch(), 0, 0
+            self.end()
             self._stretch.extend(block)
         self._size += len(chunk.data)
         self._records += chunk.records
@@ -60,9 +60,12 @@ class History:
     def adopt(self, former: History) -> None:
         """Go on with what another one holds of the same stream."""
         self.tape.follow(former.tape)
-        self._stretch, former._stretch = former._stretch, Stretch()
-        self._size, self._records = former._size, former._records
-        former._size = former._records = 0
+        self._stretch, self._size, self._records = former._stretch, former._size, former._records
+        former.end()
+
+    def end(self) -> None:
+        """Nobody will join any more."""
+        self._stretch, self._size, self._records = Stretch(), 0, 0
 
     def _forget(self) -> None:
         """Let go of the chunks that the bound can do without."""

@@ -120,7 +120,8 @@ class Inlet:
         self.changed_at = self._reactor.now
         self._counters.source_links += 1
         link.log.info("connected")
-        transport.on_bulk, transport.coalesce = link.bulk_received, self._coalesce
+        transport.on_bulk = link.bulk_received
+        transport.coalesce(self._coalesce)
         self._pipeline.add_producer(link)
         self.sink.attach(transport)
         self._watch_idle()
@@ -139,7 +140,7 @@ class Inlet:
         endpoint.adopt(link.transport, link.endpoint)
         link.inlet, link.endpoint = self, endpoint
         link.framer.max_record = self._framer().max_record
-        link.transport.coalesce = self._coalesce
+        link.transport.coalesce(self._coalesce)
         self.link = link
         self.links.add(link)
         self.changed_at = former.changed_at
@@ -207,10 +208,16 @@ class Inlet:
         link.endpoint.link_lost(transport, reason)
         self._changed()
 
+    def catch_up(self) -> None:
+        """Pass on what has come while the source was not looked at: it is about to be given up."""
+        if self.link is not None and self._coalesce and not self._pipeline.held:
+            self.link.transport.drain()
+
     # -- the end --------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Read no more; let go of the source once what goes back to it is sent."""
+        self.catch_up()
         link = self.link
         if link is None:
             return

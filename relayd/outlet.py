@@ -222,6 +222,11 @@ class ClientsOutlet(Outlet):
         if self._history is not None and former._history is not None:
             self._history.adopt(former._history)
 
+    def stop(self) -> None:
+        super().stop()
+        if self._history is not None:
+            self._history.end()
+
     def _sink_for_link(self, log: BoundLog) -> Sink:
         sink = Sink(self._sinks, log)
         if self._history is not None:

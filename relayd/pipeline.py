@@ -108,12 +108,14 @@ class Pipeline:
             if taken != size:
                 sink.put_rest(chunk, taken)
 
-    def splice(self, source: Incoming) -> int:
-        """Pass on what has come from a source without reading it; return the bytes, -1 where it must be read.
+    @property
+    def direct(self) -> bool:
+        """Whether the bytes may go past the process: there is one sink, and nobody looks on."""
+        return not (self._seen or self.taps) and len(self.sinks) == 1
 
-        That is where more than one sink, or a tap, has to see it.
-        """
-        if self._seen or self.taps or len(self.sinks) != 1:
+    def splice(self, source: Incoming) -> int:
+        """Pass on what has come from a source without reading it; return the bytes, -1 where it must be read."""
+        if not self.direct:
             return -1
         (sink,) = self.sinks
         return sink.splice(source)

@@ -134,6 +134,8 @@ class Relay:
         self._former = weakref.ref(former)
         if keeps_source:
             self._inlet.adopt(former._inlet, self._source)
+        else:
+            former._inlet.catch_up()
         for destination in self._destinations:
             for other in former._destinations:
                 if other.outlet.address == destination.outlet.address and keeps_destination(other.outlet.address):

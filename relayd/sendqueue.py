@@ -211,10 +211,6 @@ class SendQueue:
     # -- behind the head --------------------------------------------------------------------------
 
     @property
-    def on_tape(self) -> bool:
-        return self._waits
-
-    @property
     def _waits(self) -> bool:
         return bool(self._stretch or self._loose)
 

@@ -25,6 +25,9 @@ from relayd.slowness import SlownessWatch
 from relayd.wire.chunk import Chunk
 from relayd.wire.framing import Framing
 
+# A splice of less than this says that the source has no more just now.
+_SLACK = 64 * 1024
+
 
 class Outgoing(Pushed, Protocol):
     """The part of a transport that a sink uses."""
@@ -76,7 +79,7 @@ class Sink:
     """One destination's way out. At every moment: put == sent - repeated + dropped + queue.size."""
 
     __slots__ = (
-        "_closing", "_ended", "_gap", "_log", "_settings", "_transport", "_unspliceable", "_watch",
+        "_closing", "_ended", "_gap", "_log", "_pressed", "_settings", "_transport", "_unspliceable", "_watch",
         "dropped", "dropped_records", "emptied", "idle", "queue", "repeated", "sent", "stale_records",
     )  # fmt: skip
 
@@ -90,6 +93,10 @@ class Sink:
         self._gap: _Gap | None = None
         self._watch: SlownessWatch | None = None
         self._unspliceable = False
+        # The buffer has been full: the source is faster than the link. Until it no longer is, the source is held
+        # for what is in the pipe already, so that the stream goes on being spliced instead of copied into a queue
+        # that is never empty.
+        self._pressed = False
         self.idle: Outgoing | None = None  # the link, if it is up and nothing waits
         self.queue = SendQueue(settings.pipeline.tape, settings.buffer)
         self.sent = 0  # bytes that the kernel took
@@ -152,16 +159,16 @@ class Sink:
             self._unspliceable = True
             return -1
         if moved <= 0:
-            # With something in the pipe, "nothing moved" may mean that no slot of it is free.
-            return moved if pipe.held else 0
-        if not queue.size:
-            pipe.since = self._settings.reactor.now
+            return moved
         queue.size += moved
         self._flush_pipe(transport, pipe)
         if queue.size:
             self._wait_for_room(transport)
-            if self._settings.relief is Relief.HOLD:
+            if self._pressed:
                 self._settings.pipeline.hold(self)
+        elif moved < _SLACK:
+            self._pressed = False
+            queue.pour()  # and give its descriptors back
         return moved
 
     def drop_stale(self) -> None:
@@ -230,7 +237,9 @@ class Sink:
         queue = self.queue
         if self._watch is not None:
             self._watch.size_changed(queue.size)
-        if queue.size * 2 <= queue.limit:
+        # Who was pressed goes on with an empty queue, because then nothing need be copied.
+        pressed = self._pressed and queue.size and self._settings.pipeline.direct
+        if queue.size * 2 <= queue.limit and not pressed:
             self._settings.pipeline.release(self)
             if self._gap is not None:
                 self._close_gap(self._gap)
@@ -244,6 +253,7 @@ class Sink:
             self._cut()
             return not self._ended
         if relief is Relief.HOLD:
+            self._pressed = True
             self._settings.pipeline.hold(self)
             return True
         if relief is Relief.DROP_NEWEST:
@@ -299,6 +309,7 @@ class Sink:
         self._let_go()
         if self._settings.kept:
             self.repeated += self.queue.rewind(self._settings.framing)
+            self._has_shrunk()  # what is held for the pipe alone is not held without a link
             self._has_grown()
         else:
             self.drop_queue()
@@ -339,7 +350,7 @@ class Sink:
         self._transport = self.idle = None
         self._closing = ""
         self._ended = not self._settings.kept
-        self._unspliceable = False
+        self._unspliceable = self._pressed = False
         self._stop_watching()
 
     def _wait_for_room(self, transport: Outgoing) -> None:
@@ -352,8 +363,8 @@ class Sink:
     def waiting(self) -> int:
         return self.queue.size
 
-    def acknowledged(self) -> int:
-        return self.sent - self._transport.unacknowledged() if self._transport is not None else -1
+    def acknowledged(self) -> int | None:
+        return self.sent - self._transport.unacknowledged() if self._transport is not None else None
 
     def has_stalled(self) -> None:
         if self._transport is not None:

@@ -23,8 +23,8 @@ class Slow(Protocol):
     def waiting(self) -> int:
         """Return the bytes that wait."""
 
-    def acknowledged(self) -> int:
-        """Return the bytes that the peer has taken so far, -1 while there is no link."""
+    def acknowledged(self) -> int | None:
+        """Return a number that grows with what the peer has taken, None while there is no link."""
 
     def has_stalled(self) -> None:
         """Nothing was taken for `stall_timeout`."""
@@ -87,7 +87,7 @@ class SlownessWatch:
             self._progress, self._progress_at = acknowledged, now
         if late and self._slow_since is not None:
             self._slow_since = now
-        if acknowledged >= 0 and 0 < self._stall_timeout <= now - self._progress_at:
+        if acknowledged is not None and 0 < self._stall_timeout <= now - self._progress_at:
             self._slow.has_stalled()
         elif self._slow_since is not None and self._is_slow_for(now - self._slow_since):
             self._slow_since = now

@@ -125,7 +125,7 @@ class FakeTransport:
         self.local = ("192.0.2.2", 5000)
         self.since = self.last_read = reactor.now
         self.bytes_read = 0
-        self.coalesce = 0.0
+        self.coalesced = 0.0
         self.on_bulk: Callable[[], bool] = bool
         self._reactor = reactor
 
@@ -135,6 +135,9 @@ class FakeTransport:
 
     def start(self, protocol: TransportProtocol) -> None:
         self.protocol = protocol
+
+    def coalesce(self, seconds: float) -> None:
+        self.coalesced = seconds
 
     def send(self, data: Buffer) -> int:
         taken = 0 if self.broken or not self.open else len(data)

@@ -161,7 +161,7 @@ def test_what_is_in_the_pipe_comes_first_when_it_is_poured() -> None:
     queue.pipe = Pipe()
     reader, writer = os.pipe()
     os.write(writer, b"spliced ")
-    queue.size += queue.pipe.fill_from(reader, 100)
+    queue.size += queue.pipe.fill_from(reader, 100, 0.0)
     queue.append(chunk(b"read", RAW))
     queue.pour()
     assert (queue.size, joined(queue.buffers()), queue.pipe) == (12, b"spliced read", None)

@@ -1129,6 +1129,8 @@ class SlowMachine(RuleBasedStateMachine):
             taker.over_since = None
         if former_history is not None and self.history is not None:
             self.history.adopt(former_history)
+        if former_history is not None:
+            former_history.end()  # as the outlet does when it is stopped
         for taker in self.takers:
             if taker.left and taker.wire is not None:
                 if taker.wire.trial is not None:

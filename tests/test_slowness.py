@@ -25,7 +25,7 @@ class Slow:
     def waiting(self) -> int:
         return self.size
 
-    def acknowledged(self) -> int:
+    def acknowledged(self) -> int | None:
         return self.taken
 
     def has_stalled(self) -> None:

@@ -19,23 +19,33 @@ Complaint = Callable[[str, str, str], None]  # (what is wrong, relay, key)
 
 def check_relay(relay: RelayConfig, complain: Complaint) -> None:
     """Check one relay's values against each other."""
-    framing = relay.framing
-    if framing.has_records and relay.buffer < relay.max_record:
-        complain("is smaller than max_record, so the longest record would never fit", relay.name, "buffer")
-    if framing.problem(relay.max_record):
-        complain(framing.problem(relay.max_record), relay.name, "framing")
-    if not framing.has_records:
+    _check_framing(relay, complain)
+    _check_bounds(relay, complain)
+    for allow, deny in (("allow", "deny"), ("source_allow", "source_deny")):
+        for network in set(getattr(relay, allow)) & set(getattr(relay, deny)):
+            complain(f"{network} is allowed and denied; take one of the two out", relay.name, deny)
+
+
+def _check_framing(relay: RelayConfig, complain: Complaint) -> None:
+    problem = relay.framing.problem(relay.max_record)
+    if problem:
+        complain(problem, relay.name, "framing")
+    if not relay.framing.has_records:
         for key in _needing_records(relay):
             complain("leaves out or counts records, so it needs a framing: nmea, rtcm3, line, ...", relay.name, key)
+    elif relay.buffer < relay.max_record:
+        complain("is smaller than max_record, so the longest record would never fit", relay.name, "buffer")
+
+
+def _check_bounds(relay: RelayConfig, complain: Complaint) -> None:
     if relay.history.size > relay.buffer // 2:
         complain("is more than half of buffer, so a client that joins would be slow at once", relay.name, "history")
     if relay.slow_after.seconds and relay.slow_after.size >= relay.buffer:
         complain("is no less than buffer, which is full before", relay.name, "slow_after")
     if relay.slow_after.seconds and relay.overflow == "block":
         complain("has no effect with overflow = block, which waits as long as it takes", relay.name, "slow_after")
-    for allow, deny in (("allow", "deny"), ("source_allow", "source_deny")):
-        for network in set(getattr(relay, allow)) & set(getattr(relay, deny)):
-            complain(f"{network} is allowed and denied; take one of the two out", relay.name, deny)
+    if 0 < relay.source_idle <= relay.coalesce:
+        complain("is no longer than coalesce, so a source that sends would be idle", relay.name, "source_idle")
 
 
 def _needing_records(relay: RelayConfig) -> Iterator[str]:

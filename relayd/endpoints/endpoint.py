@@ -21,8 +21,10 @@ class LinkTransport(Outgoing, Protocol):
     since: float  # the reactor's time when the link came up
     last_read: float  # the reactor's time when something was last read
     bytes_read: int
-    coalesce: float  # see Transport
     on_bulk: Callable[[], bool]  # see Transport
+
+    def coalesce(self, seconds: float) -> None:
+        """See Transport.coalesce."""
 
     def start(self, protocol: TransportProtocol) -> None:
         """See Transport.start."""

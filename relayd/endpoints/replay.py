@@ -123,13 +123,15 @@ class ReplayTransport:
         self.local = None
         self.since = self.last_read = reactor.now
         self.bytes_read = 0
-        self.coalesce = 0.0  # a file comes as fast as it is asked to
         self.on_bulk: Callable[[], bool] = bool  # never called
 
     def start(self, protocol: TransportProtocol) -> None:
         self._protocol = protocol
         self._due = self._reactor.now
         self._schedule(0.0)
+
+    def coalesce(self, seconds: float) -> None:
+        """A file comes as fast as it is asked to."""
 
     def push(self, data: Buffer) -> int:
         return len(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections import deque
 
 # As much as an unprivileged process may ask for (/proc/sys/fs/pipe-max-size), and what one splice moves
 # at most. The default of 64 KiB takes four times as many calls for a byte.
@@ -12,6 +13,12 @@ _WANTED = 1024 * 1024
 
 # What a pipe must hold to be worth its calls; one of a user that has too many already gets 8 KiB, pipe(7).
 _ENOUGH = 64 * 1024
+
+# Descriptors that are left for others: copying needs none.
+_RESERVE = 64
+
+# Seconds between two marks of how old the bytes are. The pipe's slots, 256 of them, bound their number.
+_MARK_STEP = 0.1
 
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
@@ -21,14 +28,15 @@ class SpliceRefused(Exception):  # noqa: N818 - an answer, not an error
 
 
 class Pipe:
-    """Holds `held` of at most `size` bytes, which it got since the time `since`."""
+    """Holds `held` of at most `size` bytes."""
 
-    __slots__ = ("_reader", "_writer", "held", "since", "size")
+    __slots__ = ("_marks", "_moved_in", "_reader", "_writer", "held", "size")
 
     def __init__(self) -> None:
         """Raises SpliceRefused where there is none to be had."""
         self.held = 0
-        self.since = 0.0
+        self._moved_in = 0
+        self._marks: deque[tuple[int, float]] = deque()  # what had been moved in before a time, and the time
         try:
             self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -36,13 +44,25 @@ class Pipe:
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, _WANTED)
         self.size = fcntl.fcntl(self._writer, fcntl.F_GETPIPE_SZ)
-        if self.size < _ENOUGH:
+        if self.size < _ENOUGH or self._writer >= os.sysconf("SC_OPEN_MAX") - _RESERVE:
             self.close()
             raise SpliceRefused
 
-    def fill_from(self, fd: int, limit: int) -> int:
+    @property
+    def since(self) -> float:
+        """When the first byte that it holds was moved in, within `_MARK_STEP`; it must hold one."""
+        while len(self._marks) > 1 and self._marks[1][0] <= self._moved_in - self.held:
+            self._marks.popleft()
+        return self._marks[0][1]
+
+    def fill_from(self, fd: int, limit: int, now: float) -> int:
         """Move at most `limit` bytes in; return how many, 0 at the end of input. Raises OSError."""
         moved = os.splice(fd, self._writer, limit, flags=_FLAGS)
+        if not self.held:
+            self._marks.clear()
+        if moved and (not self._marks or now - self._marks[-1][1] >= _MARK_STEP):
+            self._marks.append((self._moved_in, now))
+        self._moved_in += moved
         self.held += moved
         return moved
 

@@ -35,6 +35,9 @@ Buffer = Union[bytes, memoryview]
 _READ_MIN = 4 * 1024
 _READ_MAX = 256 * 1024
 
+# A read of so much saves nothing by waiting for more.
+_ENOUGH = 64 * 1024
+
 # What splice(2) says of descriptors, and a sandbox of calls, that it does not serve.
 _NO_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 
@@ -59,9 +62,9 @@ class Transport:
     """A non-blocking connected socket in a reactor."""
 
     __slots__ = (
-        "_eof", "_linger_timeout", "_linger_timer", "_lingering", "_paused", "_protocol", "_reactor", "_read_size",
-        "_reason", "_resting", "_sock", "_writing", "bytes_read", "closed", "coalesce", "last_read", "local", "on_bulk",
-        "peer", "push", "since",
+        "_coalesce", "_eof", "_linger_timeout", "_linger_timer", "_lingering", "_paused", "_protocol", "_reactor",
+        "_read_size", "_reason", "_rest_timer", "_sock", "_writing", "bytes_read", "closed", "last_read", "local",
+        "on_bulk", "peer", "push", "since",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, sock: socket.socket, peer: Any, linger_timeout: float) -> None:
@@ -76,9 +79,10 @@ class Transport:
         self._protocol: TransportProtocol | None = None
         self._read_size = _READ_MIN
         self._reason = ""
-        self._eof = self._lingering = self._paused = self._resting = self._writing = False
+        self._eof = self._lingering = self._paused = self._writing = False
+        self._coalesce = 0.0
+        self._rest_timer: TimerHandle | None = None  # until it runs, nothing is read
         self.closed = False
-        self.coalesce = 0.0  # seconds between two reads, for a stream that comes in small pieces
         self.on_bulk: Callable[[], bool] = _nobody  # returns whether it has moved what came
         # `send` without its frame, for those who send one chunk to thousands: it raises what the kernel
         # answers, which is then told to `push_failed`. Once the link is closed it takes nothing.
@@ -112,6 +116,13 @@ class Transport:
         with contextlib.suppress(OSError):
             options.apply_sizes(self._sock)
             options.apply(self._sock)
+
+    def coalesce(self, seconds: float) -> None:
+        """Read small pieces at most once in that time; 0: when they come."""
+        self._coalesce = seconds
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._end_rest()
 
     # -- sending --------------------------------------------------------------------------------
 
@@ -198,11 +209,13 @@ class Transport:
     def read_into(self, pipe: Pipe, limit: int) -> int:
         """Move what has come into a pipe (for `on_bulk`).
 
-        Returns the bytes moved, 0 at the end of the link, -1 where nothing has come or the pipe has no
-        room; raises SpliceRefused where it cannot be done.
+        Returns the bytes moved; 0 where there is nothing more to do, the link is broken; -1 where recv has to
+        tell what is the matter: nothing has come, the pipe has no room, the end has come, or urgent data
+        stand in the way, at which splice answers EAGAIN for ever and, after a FIN, 0 before the end.
+        Raises SpliceRefused where it cannot be done.
         """
         try:
-            moved = pipe.fill_from(self._sock.fileno(), limit)
+            moved = pipe.fill_from(self._sock.fileno(), limit, self._reactor.now)
         except BlockingIOError:
             return -1
         except OSError as error:
@@ -211,10 +224,9 @@ class Transport:
                 raise SpliceRefused from error
             self._broken(error)
             return 0
-        if moved:
-            self._count_read(moved, limit)
-        else:
-            self._end_of_input()
+        if not moved:
+            return -1
+        self._count_read(moved, limit)
         return moved
 
     # -- the end --------------------------------------------------------------------------------
@@ -253,7 +265,7 @@ class Transport:
         return self._sock.fileno()
 
     def ready(self, events: int) -> None:
-        if events & READ and (self._lingering or not (self._paused or self._resting)):
+        if events & READ and (self._lingering or not (self._paused or self._rest_timer)):
             self._read()
         if events & WRITE and self._writing and self.open and self._protocol is not None:
             self._protocol.ready_to_send()
@@ -291,7 +303,7 @@ class Transport:
         if self._lingering:
             return  # thrown away
         self._count_read(len(data), asked)
-        if self.coalesce and len(data) < asked:
+        if self._coalesce and len(data) < min(asked, _ENOUGH):
             self._rest()
         assert self._protocol is not None
         self._protocol.data_received(data)
@@ -306,13 +318,12 @@ class Transport:
 
     def _rest(self) -> None:
         """Let what comes next wait in the kernel, to be read with what follows."""
-        if not self._resting:
-            self._resting = True
-            self._reactor.call_later(self.coalesce, self._end_rest)
+        if self._rest_timer is None:
+            self._rest_timer = self._reactor.call_later(self._coalesce, self._end_rest)
             self._update_interest()
 
     def _end_rest(self) -> None:
-        self._resting = False
+        self._rest_timer = None
         self._update_interest()
 
     def _end_of_input(self) -> None:
@@ -340,7 +351,7 @@ class Transport:
         if self.closed:
             return
         events = 0
-        if not self._eof and (self._lingering or not (self._paused or self._resting)):
+        if not self._eof and (self._lingering or not (self._paused or self._rest_timer)):
             events |= READ
         if self._writing and not self._lingering:
             events |= WRITE
@@ -355,8 +366,9 @@ class Transport:
         self.closed = True
         self.push = _take_nothing
         self._reactor.forget(self)
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
+        for timer in (self._linger_timer, self._rest_timer):
+            if timer is not None:
+                timer.cancel()
 
     def _free(self, close: Any) -> None:
         close(self._sock)

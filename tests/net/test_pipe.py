@@ -36,14 +36,14 @@ def test_what_goes_in_comes_out(pair: Pair) -> None:
     (feeder, source), (destination, reader) = pair(), pair()
     pipe = Pipe()
     feeder.send(b"hello")
-    assert (pipe.fill_from(source.fileno(), 3), pipe.held) == (3, 3)
-    assert (pipe.fill_from(source.fileno(), 100), pipe.held) == (2, 5)
+    assert (pipe.fill_from(source.fileno(), 3, 0.0), pipe.held) == (3, 3)
+    assert (pipe.fill_from(source.fileno(), 100, 0.0), pipe.held) == (2, 5)
     assert (pipe.empty_into(destination.fileno()), pipe.held) == (5, 0)
     assert reader.recv(100) == b"hello"
     with pytest.raises(BlockingIOError):
-        pipe.fill_from(source.fileno(), 100)
+        pipe.fill_from(source.fileno(), 100, 0.0)
     feeder.close()
-    assert pipe.fill_from(source.fileno(), 100) == 0
+    assert pipe.fill_from(source.fileno(), 100, 0.0) == 0
     pipe.close()
 
 
@@ -53,7 +53,7 @@ def test_what_it_holds_can_be_read_instead(pair: Pair) -> None:
     sent = b"".join(b"%07d\n" % number for number in range(10_000))
     feeder.send(sent)
     while pipe.held < len(sent):
-        pipe.fill_from(source.fileno(), 1 << 20)
+        pipe.fill_from(source.fileno(), 1 << 20, 0.0)
     assert (pipe.pour(), pipe.held, pipe.pour()) == (sent, 0, b"")
     pipe.close()
 

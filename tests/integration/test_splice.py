@@ -1042,7 +1042,7 @@ def test_a_live_dump_is_turned_on_and_off_while_bulk_flows(tmp_path: Path, stack
         got.wait_for(sent)
 
     flow(3 * MIB)
-    idle = len(ends.site.descriptors())
+    idle = sockets(ends.site)
     for _ in range(3):
         before = ends.totals()["spliced"]
         assert before
@@ -1055,7 +1055,7 @@ def test_a_live_dump_is_turned_on_and_off_while_bulk_flows(tmp_path: Path, stack
         assert ends.site.ask("dump", relay="one", format="off")["ok"]
         shown.join(PATIENCE)
         watching.close()
-        wait_until(lambda: len(ends.site.descriptors()) == idle, "the end of the dump")
+        wait_until(lambda: sockets(ends.site) == idle, "the end of the dump")
         flow(4 * MIB)
         assert ends.totals()["spliced"] > before
         ends.balanced()
@@ -1066,6 +1066,11 @@ def test_a_live_dump_is_turned_on_and_off_while_bulk_flows(tmp_path: Path, stack
     sender.wait_end()
     assert_same(got.wait_for(len(data)), data)
     ends.balanced()
+
+
+def sockets(site: Site) -> int:
+    """Return how many there are; pipes come and go with the bulk."""
+    return sum(name.startswith("socket:") for name in site.descriptors().values())
 
 
 def watch(site: Site) -> socket.socket:
@@ -1101,7 +1106,7 @@ def test_a_dump_file_by_reload_misses_nothing_of_what_passes_meanwhile(tmp_path:
     assert_same(got.wait_for(17 * MIB), data + data[:MIB] + data)
     wait_until(lambda: dump.stat().st_size == MIB, "the dump")
     assert_same(dump.read_bytes(), data[:MIB])
-    assert ends.totals()["spliced"] > before + MIB
+    assert ends.totals()["spliced"] > before
     ends.balanced()
 
 
@@ -1371,6 +1376,7 @@ def test_a_client_that_stops_reading_is_cut_and_the_books_are_right(
     with contextlib.suppress(ConnectionResetError):
         got = receive_all(destination)
         assert_same(got, data[: len(got)])
+    wait_until(lambda: ends.totals()["bytes_in"] == len(data))
     again = ends.destination()
     source.sendall(b"goes on")
     assert receive(again, 7) == b"goes on"

@@ -29,7 +29,7 @@ Who is who, in the order of reading:
     returnpath.py   what destinations may send back
     pipeline.py     one direction: producers -> taps -> sinks
     sink.py         a destination's queue and link; the fast path, overflow, what is dropped
-    slowness.py     watches a destination that does not keep up
+    slowness.py     watches a destination that does not keep up;  brake.py  lets a spliced source wait for it
     sendqueue.py    what waits for one destination: the chunk that is being sent, and a place on the tape
     tape.py         the newest part of a stream;  history.py  what of it those get who join
     trial.py        whether a destination that half-closed still takes anything
@@ -51,7 +51,7 @@ Imports run one way, each line only to lines below it:
     inlet, outlet
     endpoints, returnpath, trial
     sink, history
-    pipeline, sendqueue, slowness
+    pipeline, sendqueue, slowness, brake
     tape
     config
     net

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from relayd.brake import Brake
 from relayd.net.pipe import Pipe, SpliceRefused
 from relayd.net.reactor import Reactor
 from relayd.net.transport import Buffer
@@ -79,7 +80,7 @@ class Sink:
     """One destination's way out. At every moment: put == sent - repeated + dropped + queue.size."""
 
     __slots__ = (
-        "_closing", "_ended", "_gap", "_log", "_pressed", "_settings", "_transport", "_unspliceable", "_watch",
+        "_brake", "_closing", "_ended", "_gap", "_log", "_settings", "_transport", "_unspliceable", "_watch",
         "dropped", "dropped_records", "emptied", "idle", "queue", "repeated", "sent", "stale_records",
     )  # fmt: skip
 
@@ -93,10 +94,7 @@ class Sink:
         self._gap: _Gap | None = None
         self._watch: SlownessWatch | None = None
         self._unspliceable = False
-        # The buffer has been full: the source is faster than the link. Until it no longer is, the source is held
-        # for what is in the pipe already, so that the stream goes on being spliced instead of copied into a queue
-        # that is never empty.
-        self._pressed = False
+        self._brake: Brake | None = None  # once something was left in the pipe, and the source may be held for it
         self.idle: Outgoing | None = None  # the link, if it is up and nothing waits
         self.queue = SendQueue(settings.pipeline.tape, settings.buffer)
         self.sent = 0  # bytes that the kernel took
@@ -164,10 +162,10 @@ class Sink:
         self._flush_pipe(transport, pipe)
         if queue.size:
             self._wait_for_room(transport)
-            if self._pressed:
-                self._settings.pipeline.hold(self)
+            self._brake_for_pipe()
         elif moved < _SLACK:
-            self._pressed = False
+            if self._brake is not None:
+                self._brake.ran_dry()
             queue.pour()  # and give its descriptors back
         return moved
 
@@ -178,6 +176,15 @@ class Sink:
             lost = self.queue.drop_older(settings.framing, settings.reactor.now - settings.max_age)
             self._lose(lost, "stale")
             self.stale_records += lost[1]
+
+    def _brake_for_pipe(self) -> None:
+        settings = self._settings
+        if settings.relief is Relief.HOLD:
+            if self._brake is None:
+                self._brake = Brake(settings.reactor, self._has_shrunk)
+            self._brake.pipe_left()
+            if self._brake.on:
+                settings.pipeline.hold(self)
 
     def record_sent(self, count: int) -> None:
         """Take bytes off the queue that a link has carried away."""
@@ -237,10 +244,12 @@ class Sink:
         queue = self.queue
         if self._watch is not None:
             self._watch.size_changed(queue.size)
-        # Who was pressed goes on with an empty queue, because then nothing need be copied.
-        pressed = self._pressed and queue.size and self._settings.pipeline.direct
-        if queue.size * 2 <= queue.limit and not pressed:
-            self._settings.pipeline.release(self)
+        brake = self._brake
+        if brake is not None and not queue.size:
+            brake.emptied()
+        if queue.size * 2 <= queue.limit:
+            if brake is None or not brake.on or not self._settings.pipeline.direct:
+                self._settings.pipeline.release(self)
             if self._gap is not None:
                 self._close_gap(self._gap)
 
@@ -253,7 +262,8 @@ class Sink:
             self._cut()
             return not self._ended
         if relief is Relief.HOLD:
-            self._pressed = True
+            if self._brake is not None:
+                self._brake.buffer_full()
             self._settings.pipeline.hold(self)
             return True
         if relief is Relief.DROP_NEWEST:
@@ -350,7 +360,9 @@ class Sink:
         self._transport = self.idle = None
         self._closing = ""
         self._ended = not self._settings.kept
-        self._unspliceable = self._pressed = False
+        self._unspliceable = False
+        if self._brake is not None:
+            self._brake.link_lost()
         self._stop_watching()
 
     def _wait_for_room(self, transport: Outgoing) -> None:

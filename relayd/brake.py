@@ -32,14 +32,14 @@ class Brake:
         self._pressed = False  # the buffer has been full, and the source has not run dry since
         self.on = False
 
-    def pipe_left(self) -> None:
-        """The link has not taken all that was in the pipe."""
-        if self._waited or self.on:
-            return
-        self.on = True
-        self._since = self._reactor.now
-        if not self._pressed and self._timer is None:
-            self._timer = self._reactor.call_later(_MOMENT, self._look)
+    def pipe_left(self) -> bool:
+        """The link has not taken all that was in the pipe; return whether the source is to wait."""
+        if not self._waited and not self.on:
+            self.on = True
+            self._since = self._reactor.now
+            if not self._pressed and self._timer is None:
+                self._timer = self._reactor.call_later(_MOMENT, self._look)
+        return self.on
 
     def buffer_full(self) -> None:
         """The buffer is full: whatever waits now waits for a queue that is empty."""

@@ -73,7 +73,7 @@ class Pipeline:
     def __init__(self, reactor: Reactor, seen: bool = True) -> None:
         """`seen`: the bytes have to come into the process, as they do for any framing."""
         self._reactor = reactor
-        self._seen = seen
+        self.seen = seen
         self.tape = Tape()
         self.sinks: dict[Consumer, None] = {}  # ordered, and left in one step
         self.taps: tuple[Tap, ...] = ()
@@ -111,7 +111,7 @@ class Pipeline:
     @property
     def direct(self) -> bool:
         """Whether the bytes may go past the process: there is one sink, and nobody looks on."""
-        return not (self._seen or self.taps) and len(self.sinks) == 1
+        return not (self.seen or self.taps) and len(self.sinks) == 1
 
     def splice(self, source: Incoming) -> int:
         """Pass on what has come from a source without reading it; return the bytes, -1 where it must be read."""

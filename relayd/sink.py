@@ -156,17 +156,9 @@ class Sink:
         except SpliceRefused:
             self._unspliceable = True
             return -1
-        if moved <= 0:
-            return moved
-        queue.size += moved
-        self._flush_pipe(transport, pipe)
-        if queue.size:
-            self._wait_for_room(transport)
-            self._brake_for_pipe()
-        elif moved < _SLACK:
-            if self._brake is not None:
-                self._brake.ran_dry()
-            queue.pour()  # and give its descriptors back
+        if moved > 0:
+            queue.size += moved
+            self._spliced(moved, transport, pipe)
         return moved
 
     def drop_stale(self) -> None:
@@ -177,14 +169,22 @@ class Sink:
             self._lose(lost, "stale")
             self.stale_records += lost[1]
 
-    def _brake_for_pipe(self) -> None:
-        settings = self._settings
-        if settings.relief is Relief.HOLD:
-            if self._brake is None:
-                self._brake = Brake(settings.reactor, self._has_shrunk)
-            self._brake.pipe_left()
-            if self._brake.on:
-                settings.pipeline.hold(self)
+    def _spliced(self, moved: int, transport: Outgoing, pipe: Pipe) -> None:
+        """Send on what has come into the pipe."""
+        self._flush_pipe(transport, pipe)
+        if self.queue.size:
+            self._wait_for_room(transport)
+            if self._settings.relief is Relief.HOLD and self._brake_for_splice().pipe_left():
+                self._settings.pipeline.hold(self)
+        elif moved < _SLACK:
+            if self._brake is not None:
+                self._brake.ran_dry()
+            self.queue.pour()  # and give its descriptors back
+
+    def _brake_for_splice(self) -> Brake:
+        if self._brake is None:
+            self._brake = Brake(self._settings.reactor, self._has_shrunk)
+        return self._brake
 
     def record_sent(self, count: int) -> None:
         """Take bytes off the queue that a link has carried away."""
@@ -262,8 +262,8 @@ class Sink:
             self._cut()
             return not self._ended
         if relief is Relief.HOLD:
-            if self._brake is not None:
-                self._brake.buffer_full()
+            if not self._settings.pipeline.seen:
+                self._brake_for_splice().buffer_full()
             self._settings.pipeline.hold(self)
             return True
         if relief is Relief.DROP_NEWEST:

@@ -170,7 +170,7 @@ class Reactor:
         for fd, _ in poll.poll(0):
             handler = by_fd[fd]
             if not handler.closed:
-                self._deliver(handler, handler.hung_up)
+                self.deliver(handler, handler.hung_up)
         if self._dormant:
             self._dormant_timer = self.call_later(_DORMANT_CHECK, self._check_dormant)
 
@@ -279,7 +279,8 @@ class Reactor:
             else:
                 self.guard(callback)
 
-    def _deliver(self, handler: Handler, callback: Callable[[], None]) -> None:
+    def deliver(self, handler: Handler, callback: Callable[[], None]) -> None:
+        """Call something of a handler's, which is told if it raises."""
         try:
             callback()
         except Exception as error:

@@ -35,6 +35,10 @@ Buffer = Union[bytes, memoryview]
 _READ_MIN = 4 * 1024
 _READ_MAX = 256 * 1024
 
+# What is spliced costs by the call, not by the byte: less than this, and the next one waits a millisecond.
+_BULK = 256 * 1024
+_BULK_REST = 0.001
+
 # A read of so much saves nothing by waiting for more.
 _ENOUGH = 64 * 1024
 
@@ -122,7 +126,8 @@ class Transport:
         self._coalesce = seconds
         if self._rest_timer is not None:
             self._rest_timer.cancel()
-            self._end_rest()
+            self._rest_timer = None
+            self._update_interest()
 
     # -- sending --------------------------------------------------------------------------------
 
@@ -224,10 +229,11 @@ class Transport:
                 raise SpliceRefused from error
             self._broken(error)
             return 0
-        if not moved:
-            return -1
-        self._count_read(moved, limit)
-        return moved
+        if moved:
+            self._count_read(moved, limit)
+            if moved < _BULK:
+                self._rest(_BULK_REST)
+        return moved or -1
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -304,7 +310,7 @@ class Transport:
             return  # thrown away
         self._count_read(len(data), asked)
         if self._coalesce and len(data) < min(asked, _ENOUGH):
-            self._rest()
+            self._rest(self._coalesce)
         assert self._protocol is not None
         self._protocol.data_received(data)
 
@@ -316,14 +322,17 @@ class Transport:
         elif size * 8 < self._read_size:
             self._read_size = max(self._read_size // 2, _READ_MIN)
 
-    def _rest(self) -> None:
+    def _rest(self, seconds: float) -> None:
         """Let what comes next wait in the kernel, to be read with what follows."""
         if self._rest_timer is None:
-            self._rest_timer = self._reactor.call_later(self._coalesce, self._end_rest)
+            self._rest_timer = self._reactor.call_later(seconds, self._rest_is_over)
             self._update_interest()
 
-    def _end_rest(self) -> None:
+    def _rest_is_over(self) -> None:
+        """Read what has come, without asking the selector first: it would say yes and cost a turn."""
         self._rest_timer = None
+        if not (self._paused or self._lingering or self._eof):
+            self._reactor.deliver(self, self._read)
         self._update_interest()
 
     def _end_of_input(self) -> None:

@@ -109,7 +109,7 @@ def test_p5_a_client_that_takes_nothing_is_cut_at_the_drain_timeout(house: House
         source.setblocking(True)
         for _ in range(30):
             source.send(b"x" * 50_000)
-            house.reactor.turn(0)
+            house.reactor.turn(0.01)  # small splices rest a millisecond, and the next send must not wait for us
         running.service.stop()
         house.reactor.turn(0)
         assert not running.ended
@@ -125,7 +125,7 @@ def test_p4_a_second_stop_ends_it_at_once(house: House) -> None:
         source.setblocking(True)
         for _ in range(30):
             source.send(b"x" * 50_000)
-            house.reactor.turn(0)
+            house.reactor.turn(0.01)  # small splices rest a millisecond, and the next send must not wait for us
         running.service.stop()
         running.stop()
     running.service.stop()  # and a third is harmless

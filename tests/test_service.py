@@ -342,7 +342,7 @@ def test_r_stop_waits_for_what_a_reload_is_still_draining(house: House) -> None:
             piece = b"%d" % (number % 10) * 50_000
             source.sendall(piece)
             sent += piece
-            house.reactor.turn(0)
+            house.reactor.turn(0.01)
         house.until(lambda: running.service.relays[0].counters.bytes_in == len(sent))
         running.reload(RELAY.format("b"))
         running.service.stop()
@@ -360,7 +360,7 @@ def test_r_the_second_stop_ends_what_a_reload_is_still_draining(house: House) ->
         source.setblocking(True)
         for _ in range(30):
             source.sendall(b"x" * 50_000)
-            house.reactor.turn(0)
+            house.reactor.turn(0.01)
         running.reload(RELAY.format("b"))
         running.service.stop()
         running.service.stop()

@@ -810,6 +810,7 @@ class Taker:
         self.left = False  # its relay has gone over to another, without it
         self.gappy = False  # it may miss something on a link that stays
         self.over_since: float | None = None
+        self.relieved_after = float("inf")  # the last relief came no earlier; over_since no later
         self.bare_at = 0.0  # when there was nothing in the queue that may be dropped
         self.stale_before = 0
         self.note_settings()
@@ -1079,18 +1080,20 @@ class SlowMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 2.0, 3.5, 9.0]))
     def time(self, seconds: float) -> None:
         before = {taker: (taker.dropped_as_slow, taker.sink.queue.size) for taker in self.takers}
+        began = self.reactor.now
         self.reactor.advance(seconds)
         for taker in self.takers:
-            self.look_at_slowness(taker, *before[taker])
+            self.look_at_slowness(taker, *before[taker], began)
 
-    def look_at_slowness(self, taker: Taker, dropped: int, size: int) -> None:
+    def look_at_slowness(self, taker: Taker, dropped: int, size: int, began: float) -> None:
         slow = taker.settings.slow_after
         now = self.reactor.now
         if not slow.seconds or taker.over_since is None or taker.sink._ended or size <= slow.size:
             return
         relieved = taker.dropped_as_slow > dropped
         if relieved and not (taker.wires and (taker.wires[-1].trial or taker.wires[-1].aborts == ["stalled"])):
-            assert now - taker.over_since >= slow.seconds - 1e-6, "relieved too early"
+            since = min(taker.over_since, taker.relieved_after)
+            assert now - since >= slow.seconds - 1e-6, "relieved too early"
         queue = taker.sink.queue
         if queue.front is queue.head and taker.settings.relief is not Relief.CUT:
             taker.bare_at = now
@@ -1098,6 +1101,7 @@ class SlowMachine(RuleBasedStateMachine):
             assert relieved or queue.size <= slow.size, "too much for too long, and nothing was done"
         if relieved or queue.size <= slow.size:
             taker.over_since = None
+            taker.relieved_after = began if relieved and queue.size > slow.size else float("inf")
 
     @rule(seconds=st.sampled_from([5.0, 60.0]))
     def stopped_for(self, seconds: float) -> None:

@@ -12,11 +12,9 @@ from typing import cast
 from relayd.address import Address
 from relayd.endpoints.endpoint import Endpoint, LinkTransport
 from relayd.history import History
-from relayd.net.reactor import Reactor
 from relayd.net.transport import Transport, TransportProtocol
 from relayd.observe.counters import Counters
 from relayd.observe.log import BoundLog
-from relayd.pipeline import Pipeline
 from relayd.returnpath import ReturnPath
 from relayd.sink import Sink, SinkSettings
 from relayd.trial import HalfCloseTrial
@@ -74,8 +72,6 @@ class Outlet:
 
     def __init__(
         self,
-        reactor: Reactor,
-        pipeline: Pipeline,
         sinks: SinkSettings,
         return_path: ReturnPath,
         counters: Counters,
@@ -86,9 +82,9 @@ class Outlet:
         self.links: dict[DestinationLink, None] = {}
         self.return_path = return_path
         self.last_reason = ""  # why the last link ended
-        self.changed_at = reactor.now  # when the last link came or went
-        self._reactor = reactor
-        self._pipeline = pipeline
+        self.changed_at = sinks.reactor.now  # when the last link came or went
+        self._reactor = sinks.reactor
+        self._pipeline = sinks.pipeline
         self._sinks = sinks
         self._counters = counters
         self._log = log
@@ -201,8 +197,6 @@ class ClientsOutlet(Outlet):
 
     def __init__(
         self,
-        reactor: Reactor,
-        pipeline: Pipeline,
         sinks: SinkSettings,
         return_path: ReturnPath,
         counters: Counters,
@@ -211,10 +205,10 @@ class ClientsOutlet(Outlet):
         history: History | None = None,
     ) -> None:
         """`history`: what of the past a new client gets first."""
-        super().__init__(reactor, pipeline, sinks, return_path, counters, log, changed)
+        super().__init__(sinks, return_path, counters, log, changed)
         self._history = history
         if history is not None:
-            pipeline.sinks[history] = None
+            self._pipeline.sinks[history] = None
 
     def adopt(self, former: Outlet, endpoint: Endpoint) -> None:
         super().adopt(former, endpoint)
@@ -248,8 +242,6 @@ class KeptOutlet(Outlet):
 
     def __init__(
         self,
-        reactor: Reactor,
-        pipeline: Pipeline,
         sinks: SinkSettings,
         return_path: ReturnPath,
         counters: Counters,
@@ -259,15 +251,13 @@ class KeptOutlet(Outlet):
         patience: float,
     ) -> None:
         """`patience`: seconds that a half-closed link is kept when there is nothing to send, see HalfCloseTrial."""
-        super().__init__(
-            reactor, pipeline, sinks, return_path, counters, log.bind(destination=str(address)), changed
-        )  # fmt: skip
+        super().__init__(sinks, return_path, counters, log.bind(destination=str(address)), changed)
         self.address: Address = address
         self._patience = patience
         self._trial: HalfCloseTrial | None = None
         self._stopping = False
         self.sink = Sink(sinks, self._log)
-        pipeline.sinks[self.sink] = None
+        self._pipeline.sinks[self.sink] = None
 
     def adopt(self, former: Outlet, endpoint: Endpoint) -> None:
         super().adopt(former, endpoint)

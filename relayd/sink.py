@@ -101,8 +101,8 @@ class Sink:
         self.repeated = 0  # of these, sent again
         self.dropped = 0  # bytes that left the queue unsent
         self.dropped_records = 0
-        self.emptied = 0  # how often the queue was, for being full while there was no link to cut
         self.stale_records = 0  # of these, because they had waited too long
+        self.emptied = 0  # how often the queue was, for being full while there was no link to cut
 
     # -- the stream -----------------------------------------------------------------------------
 
@@ -160,14 +160,6 @@ class Sink:
             queue.size += moved
             self._spliced(moved, transport, pipe)
         return moved
-
-    def drop_stale(self) -> None:
-        """Drop what has waited too long; something is about to be sent."""
-        settings = self._settings
-        if settings.max_age:
-            lost = self.queue.drop_older(settings.framing, settings.reactor.now - settings.max_age)
-            self._lose(lost, "stale")
-            self.stale_records += lost[1]
 
     def _spliced(self, moved: int, transport: Outgoing, pipe: Pipe) -> None:
         """Send on what has come into the pipe."""
@@ -254,6 +246,14 @@ class Sink:
                 self._close_gap(self._gap)
 
     # -- what gives way ---------------------------------------------------------------------------
+
+    def drop_stale(self) -> None:
+        """Drop what has waited too long; something is about to be sent."""
+        settings = self._settings
+        if settings.max_age:
+            lost = self.queue.drop_older(settings.framing, settings.reactor.now - settings.max_age)
+            self._lose(lost, "stale")
+            self.stale_records += lost[1]
 
     def _make_room(self, chunk: Chunk) -> bool:
         """Relieve the full queue; return whether the chunk is to be queued."""

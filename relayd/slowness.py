@@ -65,7 +65,7 @@ class SlownessWatch:
             self._slow_since = self._reactor.now
 
     def restart(self) -> None:
-        """There is another link, or none."""
+        """There is another link: what the one before took says nothing of it."""
         self._progress = self._slow.acknowledged()
         self._progress_at = self._reactor.now
 

@@ -37,7 +37,7 @@ class Setting:
         sinks = SinkSettings(self.reactor, self.pipeline, LINE, buffer, relief, kept)  # type: ignore[arg-type]
         log, self.lines = bound_log(self.reactor)
         self.endpoint, self.changes = FakeEndpoint(), 0
-        parts: tuple[Any, ...] = (self.reactor, self.pipeline, sinks, back, self.counters, log, self._changed)
+        parts: tuple[Any, ...] = (sinks, back, self.counters, log, self._changed)
         self.outlet = KeptOutlet(*parts, "b.example:1", patience=2.0) if kept else ClientsOutlet(*parts)
 
     def _changed(self) -> None:

@@ -41,13 +41,13 @@ class Setting:
         def sinks(pipeline: Pipeline, relief: Relief, kept: bool) -> Any:
             return SinkSettings(self.reactor, pipeline, LINE, buffer, relief, kept)  # type: ignore[arg-type]
 
-        parts: Any = (self.reactor, self.forward)
         self.inlet = Inlet(
-            *parts, sinks(self.backward, Relief.HOLD, kept=True), lambda: LINE.framer(100), self.counters, log,
-            True, 0.0, changed=self.relay.links_changed, lost=self.relay.source_lost,
+            self.reactor, self.forward, sinks(self.backward, Relief.HOLD, kept=True),  # type: ignore[arg-type]
+            lambda: LINE.framer(100), self.counters, log, True, 0.0,
+            changed=self.relay.links_changed, lost=self.relay.source_lost,
         )  # fmt: skip
         back = ReturnPath(RETURNS["all"], self.backward, lambda: LINE.framer(100), self.counters)
-        parts = (*parts, sinks(self.forward, relief, bool(kept)), back, self.counters, log, self.relay.links_changed)
+        parts: Any = (sinks(self.forward, relief, bool(kept)), back, self.counters, log, self.relay.links_changed)
         self.outlets: list[Outlet] = [KeptOutlet(*parts, address, patience=2.0) for address in kept]  # type: ignore[arg-type]
         self.outlets = self.outlets or [ClientsOutlet(*parts)]
         self.outlet = self.outlets[0]

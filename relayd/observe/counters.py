@@ -16,6 +16,16 @@ class Tally(Protocol):
     stale_records: int
 
 
+# The totals that sinks count for themselves, by what they call them.
+_OF_SINKS = {
+    "bytes_out": "sent",
+    "repeated": "repeated",
+    "dropped": "dropped",
+    "dropped_records": "dropped_records",
+    "stale_records": "stale_records",
+}
+
+
 class Counters:
     """One relay's totals; those of its sinks are added when they go. For each sink, at every moment:
 
@@ -57,19 +67,13 @@ class Counters:
 
     def add(self, sink: Tally) -> None:
         """A sink is gone: what it counted for itself becomes part of the totals."""
-        self.bytes_out += sink.sent
-        self.dropped += sink.dropped
-        self.dropped_records += sink.dropped_records
-        self.repeated += sink.repeated
-        self.stale_records += sink.stale_records
+        for total, own in _OF_SINKS.items():
+            setattr(self, total, getattr(self, total) + getattr(sink, own))
 
     def snapshot(self, living: Iterable[Tally]) -> dict[str, int]:
         """Return the totals by name, with those of the sinks that are still there."""
         totals = {name: getattr(self, name) for name in self.__slots__}
         for sink in living:
-            totals["bytes_out"] += sink.sent
-            totals["dropped"] += sink.dropped
-            totals["dropped_records"] += sink.dropped_records
-            totals["repeated"] += sink.repeated
-            totals["stale_records"] += sink.stale_records
+            for total, own in _OF_SINKS.items():
+                totals[total] += getattr(sink, own)
         return totals

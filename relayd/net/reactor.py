@@ -156,6 +156,11 @@ class Reactor:
             self._selector.unregister(handler.fileno())
         self._dormant.discard(handler)
 
+    @property
+    def watched(self) -> int:
+        """How many handlers it knows, the waker among them."""
+        return len(self._interest) + len(self._dormant)
+
     def _watch_dormant(self, handler: Handler) -> None:
         self._dormant.add(handler)
         if self._dormant_timer is None:
@@ -189,6 +194,11 @@ class Reactor:
             self._timers = [entry for entry in self._timers if entry[2].callback is not None]
             heapq.heapify(self._timers)
             self._cancelled = 0
+
+    @property
+    def timers(self) -> int:
+        """How many timers are waiting, the reactor's own among them."""
+        return sum(entry[2].callback is not None for entry in self._timers)
 
     # -- other threads, signals, the end of the turn ----------------------------------------------
 

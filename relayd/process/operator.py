@@ -33,6 +33,7 @@ class Operator:
         return {
             "pid": os.getpid(),
             "loop_lag": {"last": round(lag.last, 4), "max": round(lag.max, 4)},
+            "loop": {"timers": self._reactor.timers, "watched": self._reactor.watched},
             "config": {"path": self._service.config.path, "loaded_at": round(reloader.loaded_at, 3)},
             "reload": {"failed": bool(reloader.failure), "error": reloader.failure},
             **self._service.status(),

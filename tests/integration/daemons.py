@@ -46,6 +46,7 @@ class Site:
         self.pidfile = folder / "relayd.pid"
         self.control = folder / "control.sock"
         self.log = folder / "relayd.log"
+        self.program: Sequence[str] = RELAYD  # the words that start relayd
         self.keys: dict[str, object] = {"pidfile": self.pidfile, "control": self.control, "log": self.log, **keys}
         self.configure(*relays)
 
@@ -63,7 +64,7 @@ class Site:
             "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "cwd": ROOT,
             "timeout": PATIENCE, "check": False,
         } | run  # fmt: skip
-        return subprocess.run([*prefix, *RELAYD, "--config", str(self.file), *words], **options)
+        return subprocess.run([*prefix, *self.program, "--config", str(self.file), *words], **options)
 
     def start(self, *words: str, prefix: Sequence[str] = (), **run: object) -> None:
         """Start the daemon, which must succeed in silence."""
@@ -79,7 +80,7 @@ class Site:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             return False
-        return b"relayd" in words and os.fsencode(self.file) in words
+        return any(word.endswith(b"relayd") for word in words) and os.fsencode(self.file) in words
 
     @property
     def pid(self) -> int:

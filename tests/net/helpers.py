@@ -77,14 +77,9 @@ class Loop(Reactor):
         self.turn(0)
 
     @property
-    def timers(self) -> int:
-        """How many timers are waiting, the reactor's own among them."""
-        return sum(entry[2].callback is not None for entry in self._timers)
-
-    @property
     def handlers(self) -> int:
         """How many handlers it knows, the waker not among them."""
-        return len(self._interest) - 1 + len(self._dormant)
+        return self.watched - 1
 
 
 def descriptors() -> set[str]:

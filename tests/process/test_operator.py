@@ -52,13 +52,14 @@ def test_the_status_is_json_and_holds_the_daemon(living: Living, operator: Opera
     status = operator.status()
     assert json.loads(json.dumps(status, allow_nan=False)) == status
     assert set(status) == {
-        "pid", "version", "uptime", "stopping", "loop_lag", "config", "reload", "relays",
+        "pid", "version", "uptime", "stopping", "loop", "loop_lag", "config", "reload", "relays",
     }  # fmt: skip
     assert status["pid"] == os.getpid()
     assert status["config"]["path"] == str(living.house.folder / "relayd.ini")
     assert abs(status["config"]["loaded_at"] - living.reloader.loaded_at) < 0.001
     assert status["reload"] == {"failed": False, "error": ""}
     assert [relay["name"] for relay in status["relays"]] == ["a", "feed"]
+    assert status["loop"] == {"timers": living.house.reactor.timers, "watched": living.house.reactor.watched}
     assert 0 <= status["loop_lag"]["last"] <= status["loop_lag"]["max"] + 0.0001
 
 

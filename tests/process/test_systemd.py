@@ -149,7 +149,7 @@ def test_descriptors_are_counted_from_three(count: str, descriptors: list[int]) 
     assert listen_descriptors({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count}) == descriptors
 
 
-@pytest.mark.parametrize("pid", ["1", "", str(os.getpid() + 1), "x"])
+@pytest.mark.parametrize("pid", ["1", "", pytest.param(str(os.getpid() + 1), id="next"), "x"])
 def test_anothers_descriptors_are_not_ours(pid: str) -> None:
     assert listen_descriptors({"LISTEN_PID": pid, "LISTEN_FDS": "2"}) == []
 

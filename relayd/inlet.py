@@ -120,6 +120,7 @@ class Inlet:
         self.changed_at = self._reactor.now
         self._counters.source_links += 1
         link.log.info("connected")
+        transport.feeds = True
         transport.on_bulk = link.bulk_received
         transport.coalesce(self._coalesce)
         self._pipeline.add_producer(link)

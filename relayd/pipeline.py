@@ -9,14 +9,20 @@ and the kernel's windows carry the news to the peers.  Whoever holds must releas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Protocol
 
 from relayd.net.pipe import Pipe
-from relayd.net.reactor import Reactor
+from relayd.net.reactor import Reactor, TimerHandle
 from relayd.net.transport import Buffer
 from relayd.tape import Tape
 from relayd.wire.chunk import Chunk
+
+# Sinks that get a chunk in one turn. Some ten thousand sends take a tenth of a second, and every other relay of the
+# process would wait so long; this many take a few milliseconds.
+SWEEP = 1000
+
+_SWEEPING = "sweeping"  # the pipeline's holder while not all have got a chunk
 
 Tap = Callable[[bytes, str], None]  # a chunk, and the peer it came from
 
@@ -79,6 +85,9 @@ class Pipeline:
         self.taps: tuple[Tap, ...] = ()
         self._producers: set[Producer] = set()
         self._holders: set[Hashable] = set()
+        self._newest: Chunk | None = None  # while some are left who have not got it
+        self._left: list[Consumer] = []
+        self._next_sweep: TimerHandle | None = None
 
     @property
     def held(self) -> bool:
@@ -87,14 +96,41 @@ class Pipeline:
 
     def put(self, data: bytes, records: int, peer: str) -> None:
         """Pass on a run of whole records, so many of them, that came from `peer`."""
+        self.settle()
         for tap in self.taps:
             tap(data, peer)
         chunk = Chunk(data, records, self._reactor.now)
-        size = len(data)
+        if len(self.sinks) <= SWEEP:
+            self._deliver(chunk, self.sinks)
+        else:
+            self._newest, self._left = chunk, list(self.sinks)
+            self.hold(_SWEEPING)
+            self._sweep(SWEEP)
+
+    def settle(self) -> None:
+        """Let all that are left have the newest chunk, now: another comes, or a sink is about to leave in peace."""
+        if self._newest is not None:
+            self._sweep(len(self._left))
+
+    def _sweep(self, count: int = SWEEP) -> None:
+        """Deliver the newest chunk to so many of those that are left; the producers wait for the others."""
+        assert self._newest is not None
+        takers, self._left = self._left[:count], self._left[count:]
+        self._deliver(self._newest, [sink for sink in takers if sink in self.sinks])
+        if self._next_sweep is not None:
+            self._next_sweep.cancel()
+        if self._left:
+            self._next_sweep = self._reactor.call_later(0.0, self._sweep)
+        else:
+            self._newest = self._next_sweep = None
+            self.release(_SWEEPING)
+
+    def _deliver(self, chunk: Chunk, sinks: Iterable[Consumer]) -> None:
+        data, size = chunk.data, len(chunk.data)
         # The hot loop. What it costs for one of a thousand links is one system call and no Python frame.
         # No copy of the list: links are added and removed between deliveries, never within one,
         # because the reactor tells of a lost link at the end of its turn.
-        for sink in self.sinks:
+        for sink in sinks:
             link = sink.idle
             if link is None:
                 sink.put(chunk)

@@ -338,6 +338,7 @@ class Sink:
     def move(self, settings: SinkSettings, log: BoundLog) -> None:
         """Leave the pipeline for that of `settings`, with the queue and the link."""
         former = self._settings.pipeline
+        former.settle()
         former.release(self)
         del former.sinks[self]
         settings.pipeline.sinks[self] = None
@@ -352,9 +353,9 @@ class Sink:
 
     def finish(self, reason: str) -> None:
         """Close the link, if there is one, once the queue is empty."""
-        if self._transport is not None:
-            self._closing = reason
-            self.flush()
+        self._settings.pipeline.settle()
+        self._closing = reason if self._transport is not None else ""
+        self.flush()
 
     def _let_go(self) -> None:
         self._transport = self.idle = None

@@ -126,6 +126,7 @@ class FakeTransport:
         self.since = self.last_read = reactor.now
         self.bytes_read = 0
         self.coalesced = 0.0
+        self.feeds = False
         self.on_bulk: Callable[[], bool] = bool
         self._reactor = reactor
 

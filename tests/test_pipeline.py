@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.pipeline import Pipeline
+from relayd.pipeline import SWEEP, Pipeline
 from relayd.wire.chunk import Chunk
 from tests.fakes import FakeReactor, FakeTransport
 
@@ -113,3 +113,76 @@ def test_s12_every_pause_has_its_resume(steps: list[tuple[str, bool]]) -> None:
             holders.discard(holder)
         assert producer.paused == pipeline.held == bool(holders)
         assert producer.pauses - (producer.resumes - 1) == bool(holders)
+
+
+def crowd(reactor: FakeReactor, count: int) -> tuple[Pipeline, FakeTransport, list[Taker]]:
+    """Return a pipeline with a producer and so many sinks."""
+    pipeline, producer = Pipeline(reactor), FakeTransport(reactor)  # type: ignore[arg-type]
+    takers = [Taker() for _ in range(count)]
+    pipeline.add_producer(producer)
+    pipeline.sinks.update(dict.fromkeys(takers))  # type: ignore[arg-type]
+    return pipeline, producer, takers
+
+
+def got(takers: list[Taker]) -> list[list[bytes]]:
+    """Return what the takers got, each kind of list once, in their order."""
+    found: list[list[bytes]] = []
+    for taker in takers:
+        data = [chunk.data for chunk in taker.got]
+        if data not in found:
+            found.append(data)
+    return found
+
+
+def test_r4_a_crowd_gets_a_chunk_in_turns_and_the_producer_waits() -> None:
+    reactor = FakeReactor()
+    pipeline, producer, takers = crowd(reactor, 2 * SWEEP + 1)
+    pipeline.put(b"one", 1, "peer")
+    for turn in (1, 2, 3):
+        assert sum(len(taker.got) for taker in takers) == min(turn * SWEEP, len(takers))
+        assert producer.paused == (turn < 3) == bool(reactor.timers)
+        reactor.jump(0)
+    assert got(takers) == [[b"one"]]
+
+
+def test_r4_as_many_as_fit_into_a_turn_do_not_wait() -> None:
+    reactor = FakeReactor()
+    pipeline, producer, takers = crowd(reactor, SWEEP)
+    pipeline.put(b"one", 1, "peer")
+    assert (got(takers), producer.pauses, reactor.timers) == ([[b"one"]], 0, 0)
+
+
+def test_r4_a_chunk_that_comes_all_the_same_comes_behind() -> None:
+    """A producer may have read more than one before it heard that it is to wait."""
+    reactor = FakeReactor()
+    pipeline, producer, takers = crowd(reactor, 2 * SWEEP)
+    pipeline.put(b"one", 1, "peer")
+    pipeline.put(b"two", 1, "peer")
+    assert got(takers) == [[b"one", b"two"], [b"one"]] and producer.paused
+    reactor.advance(0)
+    assert got(takers) == [[b"one", b"two"]]
+    assert (producer.paused, reactor.timers) == (False, 0)
+
+
+def test_r4_who_is_gone_gets_nothing_and_who_comes_gets_the_next() -> None:
+    reactor = FakeReactor()
+    pipeline, _, takers = crowd(reactor, 2 * SWEEP)
+    pipeline.put(b"one", 1, "peer")
+    gone, late = takers[-1], Taker()
+    del pipeline.sinks[gone]  # type: ignore[arg-type]
+    pipeline.sinks[late] = None  # type: ignore[index]
+    reactor.advance(0)
+    pipeline.put(b"two", 1, "peer")
+    pipeline.settle()
+    assert got([gone]) == [[]] and got([late]) == [[b"two"]] and got(takers[:-1]) == [[b"one", b"two"]]
+
+
+def test_r4_what_is_settled_is_done_with() -> None:
+    reactor = FakeReactor()
+    pipeline, producer, takers = crowd(reactor, 5 * SWEEP)
+    pipeline.settle()
+    pipeline.put(b"one", 1, "peer")
+    pipeline.settle()
+    assert (got(takers), producer.paused, reactor.timers) == ([[b"one"]], False, 0)
+    reactor.advance(0)
+    assert got(takers) == [[b"one"]]

@@ -22,6 +22,7 @@ class LinkTransport(Outgoing, Protocol):
     last_read: float  # the reactor's time when something was last read
     bytes_read: int
     on_bulk: Callable[[], bool]  # see Transport
+    feeds: bool  # see the reactor's Handler
 
     def coalesce(self, seconds: float) -> None:
         """See Transport.coalesce."""

@@ -124,6 +124,7 @@ class ReplayTransport:
         self.since = self.last_read = reactor.now
         self.bytes_read = 0
         self.on_bulk: Callable[[], bool] = bool  # never called
+        self.feeds = True  # by timers, which have no turn to wait for
 
     def start(self, protocol: TransportProtocol) -> None:
         self._protocol = protocol

@@ -33,7 +33,7 @@ class Acceptor:
         self._accepted = accepted
         self._exhausted = exhausted
         self._pause: TimerHandle | None = None
-        self.closed = False
+        self.closed = self.feeds = False
 
     def start(self) -> None:
         """Begin to accept."""

@@ -190,7 +190,7 @@ class _Dial:
         self.sock = sock
         self.name = name
         self.local = local
-        self.closed = False
+        self.closed = self.feeds = False
 
     def fileno(self) -> int:
         return self.sock.fileno()

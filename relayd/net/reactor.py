@@ -40,6 +40,7 @@ class Handler(Protocol):
     """What the reactor needs of an object that owns a file descriptor."""
 
     closed: bool  # readiness found after this is set belongs to the past and is not delivered
+    feeds: bool  # what it reads is sent to others
 
     def fileno(self) -> int:
         """Return the file descriptor; it must not change while the handler is registered."""
@@ -251,6 +252,9 @@ class Reactor:
         ready = self._selector.select(self._wait_time(max_wait))
         self.now = self._clock()
         late = self.now - self._timers[0][0] if self._timers else 0.0
+        if len(ready) > 1:
+            # What others have to say comes first: data is not to be sent after an end that came before it.
+            ready.sort(key=_feeds)
         for key, events in ready:
             handler: Handler = key.data
             if handler.closed:
@@ -308,6 +312,11 @@ class Reactor:
             self._failed(error)
 
 
+def _feeds(ready: tuple[selectors.SelectorKey, int]) -> bool:
+    feeds: bool = ready[0].data.feeds
+    return feeds
+
+
 def _report(error: Exception) -> None:
     """Say on stderr what nobody else has been appointed to hear."""
     traceback.print_exception(type(error), error, error.__traceback__)
@@ -317,7 +326,7 @@ class _Waker:
     """A socketpair whose readable end is in the selector: what ends a wait from outside the loop."""
 
     def __init__(self, reactor: Reactor) -> None:
-        self.closed = False
+        self.closed = self.feeds = False
         self.woken: Callable[[], None] = lambda: None
         self._reactor = reactor
         self._reader, self._writer = socket.socketpair()

@@ -67,8 +67,8 @@ class Transport:
 
     __slots__ = (
         "_coalesce", "_eof", "_linger_timeout", "_linger_timer", "_lingering", "_paused", "_protocol", "_reactor",
-        "_read_size", "_reason", "_rest_timer", "_sock", "_writing", "bytes_read", "closed", "last_read", "local",
-        "on_bulk", "peer", "push", "since",
+        "_read_size", "_reason", "_rest_timer", "_sock", "_writing", "bytes_read", "closed", "feeds", "last_read",
+        "local", "on_bulk", "peer", "push", "since",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, sock: socket.socket, peer: Any, linger_timeout: float) -> None:
@@ -86,7 +86,7 @@ class Transport:
         self._eof = self._lingering = self._paused = self._writing = False
         self._coalesce = 0.0
         self._rest_timer: TimerHandle | None = None  # until it runs, nothing is read
-        self.closed = False
+        self.closed = self.feeds = False
         self.on_bulk: Callable[[], bool] = _nobody  # returns whether it has moved what came
         # `send` without its frame, for those who send one chunk to thousands: it raises what the kernel
         # answers, which is then told to `push_failed`. Once the link is closed it takes nothing.

@@ -216,20 +216,25 @@ def test_the_dump_is_switched_live(tmp_path: Path, pair: Pair) -> None:
 
 
 def test_overflow_and_buffer_apply_to_live_links(tmp_path: Path, pair: Pair) -> None:
-    """A client that reads nothing blocks the source; with another rule it is the one that goes."""
-    data = bulk(2_000_000)[: 24 << 20]
-    with daemon(tmp_path, pair.text("one", overflow="block", buffer="1M")) as running:
+    """A client that reads nothing blocks the source; with another rule it is the one that goes.
+
+    Little stays in the kernel on the way in: what comes after that is less than the buffer, and whoever reads is safe.
+    """
+    data = bulk(2_000_000)[: 7 << 20]
+    keys = {"receive_buffer": "64K"}
+    with daemon(tmp_path, pair.text("one", overflow="block", buffer="1M", **keys)) as running:
         with stalled_client(pair.port) as stalled:
             source = pair.source()
+            source.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
             reader = Collector(pair.client())
             wait_until(lambda: up(running, "one") == (True, 2))
             sender = Sender(source, data)
             stuck = sender.wait_stuck()
-            running.configure(pair.text("one", overflow="block", buffer="4M"))
+            running.configure(pair.text("one", overflow="block", buffer="4M", **keys))
             running.hang_up()
             more = sender.wait_stuck()
             assert more >= stuck + (2 << 20)  # the queue has three megabytes more
-            running.configure(pair.text("one", overflow="disconnect", buffer="4M"))
+            running.configure(pair.text("one", overflow="disconnect", buffer="4M", **keys))
             running.hang_up()
             sender.wait_end()
             assert reader.wait_for(len(data)) == data  # the same link, and not a byte amiss

@@ -24,7 +24,7 @@ class Watcher:
         self.reactor = reactor
         self.sock = sock
         self.number = sock.fileno()
-        self.closed = False
+        self.closed = self.feeds = False
         self.seen: list[int] = []
         self.hang_ups = 0
         self.errors: list[Exception] = []
@@ -199,6 +199,18 @@ def test_r2_the_count_of_dead_timers_survives_cancelling_within_a_batch(loop: Lo
 
 
 # -- readiness ----------------------------------------------------------------------------------------
+
+
+def test_who_feeds_others_is_read_after_them(loop: Loop) -> None:
+    """Whichever was ready first: an end that came before the data is known before the data is sent."""
+    order: list[Watcher] = []
+    pairs = [watched_pair(loop) for _ in range(4)]
+    for index, (watching, peer) in enumerate(pairs):
+        watching.feeds = index % 2 == 0
+        watching.on_ready = lambda watching=watching: order.append(watching)  # type: ignore[misc]
+        peer.send(b"x")
+    loop.turn(0)
+    assert [watching.feeds for watching in order] == [False, False, True, True]
 
 
 def test_readiness_is_delivered_as_asked_for(loop: Loop) -> None:

@@ -17,6 +17,8 @@ from typing import Union
 
 from relayd.errors import AddressError, did_you_mean
 
+IpAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+
 UNIX_PATH_MAX = 107  # sockaddr_un.sun_path is 108 bytes with its NUL, unix(7)
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # RFC 1123, and the _ seen in LANs
@@ -35,7 +37,7 @@ class TcpAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
-    def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    def ip(self) -> IpAddress | None:
         """The host as an address, or None where it is a name or empty."""
         try:
             return ipaddress.ip_address(self.host)
@@ -107,6 +109,12 @@ def check_listen(address: Address) -> None:
         raise AddressError(f"{ip} is a multicast address; a byte stream has one address of this machine")
 
 
+def unmapped(ip: IpAddress) -> IpAddress:
+    """Return the IPv4 address that an IPv4-mapped IPv6 one stands for, ::ffff:192.0.2.1 (RFC 4291); else itself."""
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return mapped or ip
+
+
 def check_connect(address: Address) -> None:
     """Raise AddressError where nothing can be connected to."""
     _check_common(address)
@@ -117,9 +125,10 @@ def check_connect(address: Address) -> None:
     ip = address.ip
     if ip is None:
         return
-    if ip.is_unspecified:
+    host = unmapped(ip)
+    if host.is_unspecified:
         raise AddressError(f"{ip} stands for every address and can only be listened on; name one host")
-    if ip.is_multicast or str(ip) == "255.255.255.255":
+    if host.is_multicast or str(host) == "255.255.255.255":
         raise AddressError(f"{ip} is a multicast or broadcast address; a byte stream needs one host")
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from relayd.address import Address, ReplayAddress, TcpAddress, UnixAddress, check_connect, check_listen
+from relayd.address import Address, ReplayAddress, TcpAddress, UnixAddress, check_connect, check_listen, unmapped
 from relayd.config.keys import CONNECT
 from relayd.config.settings import RelayConfig
 from relayd.errors import AddressError
@@ -134,8 +133,7 @@ def _same_listener(one: Address, other: Address) -> bool:
 def _host(address: TcpAddress) -> object:
     """Return the host for comparison: an IPv4-mapped address is the IPv4 one, names are of one case."""
     ip = address.ip
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return mapped or ip or address.host.lower().removesuffix(".")
+    return unmapped(ip) if ip is not None else address.host.lower().removesuffix(".")
 
 
 def _covers(wide: TcpAddress, narrow: TcpAddress) -> bool:

@@ -146,7 +146,8 @@ class ConnectEndpoint:
         error, self._errors = "; ".join(self._errors), []
         # One line for each change of state, not for each attempt of a night.
         self._last_error = error
-        if error and error != self._told:
+        # A name's addresses may come in another order each time.
+        if error and sorted(error.split("; ")) != sorted(self._told.split("; ")):
             self._told = error
             self._log.warning("connect_failed", address=",".join(map(str, self._addresses)), error=error)
         self._timer = self._reactor.call_later(delay, self._attempt)

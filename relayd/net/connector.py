@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from relayd.address import TcpAddress, UnixAddress
+from relayd.address import TcpAddress, UnixAddress, unmapped
 from relayd.net.reactor import WRITE, Reactor, TimerHandle
 from relayd.net.resolver import Answer, Found, Resolution, Resolver, literal
 from relayd.net.sockets import SocketOptions, link_name, name_of, reset, show_name
@@ -97,6 +97,10 @@ class Connector:
         self._stop_waiting()
         while self._candidates and self._dial is None:
             family, name = self._candidates.popleft()
+            if family != socket.AF_UNIX and unmapped(ipaddress.ip_address(name[0])).is_unspecified:
+                # What name servers answer that block a name; the kernel would take it for this machine.
+                self._errors.append(f"{show_name(name)}: stands for every address, not for a host")
+                continue
             try:
                 self._begin(family, name)
             except OSError as error:

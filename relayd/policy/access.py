@@ -6,6 +6,8 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Union
 
+from relayd.address import unmapped
+
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4-mapped, RFC 4291, section 2.5.5.2
@@ -31,9 +33,7 @@ class AccessList:
         """Whether a peer may come in; `host` is the numeric address that accept gave."""
         if not self._allow and not self._deny:
             return True
-        address = ipaddress.ip_address(host.partition("%")[0])
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
+        address = unmapped(ipaddress.ip_address(host.partition("%")[0]))
         if any(address in network for network in self._deny):
             return False
         return not self._allow or any(address in network for network in self._allow)

@@ -17,6 +17,14 @@ from tests.faults.rows import TABLE, table
 from tests.support import ROOT
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the suite on one worker: its scenarios are about time, and one at a time is enough."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("faults"))
+
+
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Relayd as users get it: a wheel is built and installed, and its script run."""

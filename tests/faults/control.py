@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tests.support import CELL, PATIENCE, ROOT, SLOWNESS
@@ -25,8 +26,9 @@ _ENOUGH = 100  # cells, from which on there is a p99 to speak of
 class ControlClient:
     """The process, seen from the test."""
 
-    def __init__(self, source: int, destination: int) -> None:
-        words = [sys.executable, "-m", "tests.faults.control", str(source), str(destination)]
+    def __init__(self, source: int, destination: int, enter: Sequence[str] = ()) -> None:
+        """`enter`: the words that start a command where the daemon is, see Namespace.enter."""
+        words = [*enter, sys.executable, "-m", "tests.faults.control", str(source), str(destination)]
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
@@ -88,7 +90,7 @@ def _run(source: int, destination: int) -> dict[str, Any]:
         lane.outgoing.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         selector.register(lane.incoming, selectors.EVENT_READ, lane.receive)
     stdin = selector.register(sys.stdin, selectors.EVENT_READ)
-    error, end = "", float("inf")
+    error, end, ready = "", float("inf"), False
     try:
         while time.monotonic() < end and (end == float("inf") or len(through.came) < len(sent)):
             if end == float("inf") and (not sent or time.monotonic() >= sent[-1] + _EVERY):
@@ -101,7 +103,8 @@ def _run(source: int, destination: int) -> dict[str, Any]:
                     end = time.monotonic() + PATIENCE
                 else:
                     key.data()
-                    if len(sent) == len(through.came) == 1:
+                    if through.came and not ready:
+                        ready = True
                         _say("ready")
         assert len(through.came) == len(sent), f"{len(through.came)} of {len(sent)} cells came"
     except (OSError, AssertionError) as found:

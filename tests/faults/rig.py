@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.faults.oracle import CONTROL, MIB, Oracle
 from tests.faults.rows import ROWS
 from tests.integration.daemons import Site, relay, site
-from tests.support import free_port
+from tests.support import Namespace, free_port
 
 
 class Rig:
@@ -50,6 +50,7 @@ class Rig:
         self,
         *relays: str,
         prefix: Sequence[str] = (),
+        namespace: Namespace | None = None,
         grows: int = 2 * MIB,
         lag: float = 0.1,
         pauses: bool = False,
@@ -57,11 +58,13 @@ class Rig:
     ) -> Iterator[Site]:
         """Run a daemon; when the scenario is over, the oracle looks at it (see Oracle.check).
 
-        Whatever the scenario opened must be closed by then, and all relays as they were.
+        `prefix`: the words of a command that starts another. Whatever the scenario opened must be closed by then,
+        and all relays as they were.
         """
         with self.site(*relays, **keys) as found:
-            found.start(prefix=prefix)
-            oracle = Oracle(found, self.control_ports, self.long)
+            enter = namespace.enter if namespace is not None else []
+            found.start(prefix=[*enter, *prefix])
+            oracle = Oracle(found, self.control_ports, self.long, enter)
             try:
                 yield found
             except BaseException:

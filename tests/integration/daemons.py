@@ -69,7 +69,7 @@ class Site:
     def start(self, *words: str, prefix: Sequence[str] = (), **run: object) -> None:
         """Start the daemon, which must succeed in silence."""
         done = self.launch(*words, prefix=prefix, **run)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), f"{done}\n{self.tail()}"
 
     def processes(self) -> list[int]:
         """Return the pids of all that runs with this configuration."""

@@ -33,6 +33,7 @@ Who is who, in the order of reading:
     sendqueue.py    what waits for one destination: the chunk that is being sent, and a place on the tape
     tape.py         the newest part of a stream;  history.py  what of it those get who join
     trial.py        whether a destination that half-closed still takes anything
+    breakoff.py     ends a link so that it cannot be taken for the end of the stream
     net/            bytes in and out of descriptors: reactor, transport, connector, acceptor, listener, resolver, pipe
     wire/           what bytes mean: chunks, framings.  No sockets, no clock
     policy/         decisions: backoff, overflow, history, access, returns, loops.  No bytes, no sockets
@@ -49,7 +50,7 @@ Imports run one way, each line only to lines below it:
     relay
     status
     inlet, outlet
-    endpoints, returnpath, trial
+    endpoints, returnpath, trial, breakoff
     sink, history
     pipeline, sendqueue, slowness, brake
     tape

@@ -207,7 +207,7 @@ def _check_path(path: str) -> None:
 
 def _parse_replay(text: str) -> ReplayAddress:
     path, _, query = text.partition("?")
-    if not path:
+    if not path or path != path.strip():  # a blank at its end would not be read back
         raise AddressError("a replay needs a file: replay:etc/demo.nmea?rate=10&loop=yes")
     rate: float | None = None
     loop = False

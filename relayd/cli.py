@@ -252,7 +252,8 @@ def _effective(config: Config) -> str:
     lines = [f"# {config.path or 'command line'}: {len(config.relays)} relay(s), no errors", "[relayd]"]
     for key in DAEMON_KEYS.values():
         if key.name != "include":  # what it named is shown
-            lines.append(f"{key.name} = {key.kind.show(getattr(config, key.field))}".rstrip())
+            value = "***" if key.name in config.secret_keys else key.kind.show(getattr(config, key.field))
+            lines.append(f"{key.name} = {value}".rstrip())
     for relay in config.relays:
         lines += ["", f"[relay {relay.name}]"]
         lines += [f"{key} = {value}".rstrip() for key, value in shown(relay).items()]

@@ -160,7 +160,7 @@ class Caller:
     # -- for the transport ------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        self._waiting.extend(self._framer.feed(data).splitlines())
+        self._waiting.extend(self._framer.feed(data).split(b"\n")[:-1])
         if self._framer.unframed:
             self._transport.abort("request too long")
         elif self._waiting:
@@ -227,10 +227,10 @@ class Caller:
         raise RefusedError(f"unknown command {command!r}; there are status, reload, stop, kick and dump")
 
     def _watch(self, relay: str, style: str) -> None:
+        stop_watching = self._controller.controlled.watch(relay, style, DumpStream(self._show, self._has_room))
         if self._stop_watching is not None:
             self._stop_watching()
-        target = DumpStream(self._show, self._has_room)
-        self._stop_watching = self._controller.controlled.watch(relay, style, target)
+        self._stop_watching = stop_watching
         self.watching = relay
 
     def _show(self, data: bytes) -> bool:

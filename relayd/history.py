@@ -27,6 +27,7 @@ class History:
         self._stretch = Stretch()
         self._size = 0
         self._records = 0
+        self._walked: tuple[Chunk | None, int, int] = (None, 0, 0)  # see _border_behind
 
     def put(self, chunk: Chunk) -> None:
         """A chunk has passed (for the pipeline, whose first sink this is)."""
@@ -86,9 +87,7 @@ class History:
 
     def _too_much(self, chunk: Chunk) -> int:
         """Return the border in the oldest chunk before which it is more than the bound, or the limit."""
-        border = 0
-        for _ in range(self._records - self._bound.records if self._bound.records else 0):
-            border = self._framing.next_border(chunk.data, border)
+        border = self._border_behind(chunk, self._records - self._bound.records) if self._bound.records else 0
         size = min(self._bound.size or self._limit, self._limit)
         excess = self._size - size
         if excess <= border:
@@ -99,3 +98,16 @@ class History:
         # A single record that is longer than the limit goes all the same: it is the newest there is.
         alone = end == self._size and not self._bound.size
         return begin if alone else end
+
+    def _border_behind(self, chunk: Chunk, count: int) -> int:
+        """Return the border behind so many records of the oldest chunk.
+
+        How far the last search went is kept: hundreds who join at once would each walk over thousands of records.
+        """
+        known, walked, border = self._walked
+        if known is not chunk or walked > count:
+            walked, border = 0, 0
+        for _ in range(count - walked):
+            border = self._framing.next_border(chunk.data, border)
+        self._walked = (chunk, max(count, 0), border)
+        return border

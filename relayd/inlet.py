@@ -66,13 +66,14 @@ class Inlet:
         replace: bool,
         idle_timeout: float,
         changed: Callable[[], None],
-        lost: Callable[[], None],
+        lost: Callable[[str], None],
         coalesce: float = 0.0,
     ) -> None:
         """`sinks` is for what goes back to the source. `idle_timeout` in seconds, 0: a source may be silent.
         `coalesce`: seconds between two reads of small pieces.
 
-        `changed()` is called after each link that came or went, `lost()` when there is no live one any more.
+        `changed()` is called after each link that came or went, `lost(reason)` when there is no live one any
+        more.
         """
         self.sink = Sink(sinks, log)
         sinks.pipeline.sinks[self.sink] = None
@@ -205,7 +206,7 @@ class Inlet:
         lived = self._reactor.now - transport.since
         link.log.info("closed", reason=reason, received=transport.bytes_read, up=round(lived, 1))
         if self.link is None:
-            self._lost()
+            self._lost(reason)
         link.endpoint.link_lost(transport, reason)
         self._changed()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import cast
 
 from relayd.address import Address
+from relayd.breakoff import BreakOff
 from relayd.endpoints.endpoint import Endpoint, LinkTransport
 from relayd.history import History
 from relayd.net.transport import Transport, TransportProtocol
@@ -23,7 +24,9 @@ from relayd.trial import HalfCloseTrial
 class DestinationLink:
     """One destination's connection: it takes the stream, and may send something back."""
 
-    __slots__ = ("dropped_before", "endpoint", "half_closed", "outlet", "peer", "sent_before", "sink", "transport")
+    __slots__ = (
+        "break_off", "dropped_before", "endpoint", "half_closed", "outlet", "peer", "sent_before", "sink", "transport",
+    )  # fmt: skip
 
     def __init__(self, outlet: Outlet, endpoint: Endpoint, transport: LinkTransport, peer: str, sink: Sink) -> None:
         self.outlet = outlet
@@ -32,6 +35,7 @@ class DestinationLink:
         self.peer = peer
         self.sink = sink
         self.half_closed = False
+        self.break_off: BreakOff | None = None
         self.sent_before = sink.sent
         self.dropped_before = sink.dropped
 
@@ -149,6 +153,8 @@ class Outlet:
     def link_lost(self, link: DestinationLink, reason: str) -> None:
         """The link's descriptor is closed."""
         del self.links[link]
+        if link.break_off is not None:
+            link.break_off.cancel()
         self.last_reason = reason
         self.changed_at = self._reactor.now
         self.return_path.left(link)
@@ -172,6 +178,12 @@ class Outlet:
         """Close every link once all that waits for it is sent."""
         for link in self.links:
             link.sink.finish(reason)
+
+    def break_off(self, reason: str) -> None:
+        """Reset every link once all that waits for it is there: what ends is not the stream."""
+        for link in self.links:
+            if link.break_off is None:
+                link.break_off = BreakOff(self._reactor, link.sink, link.transport, reason)
 
     def stop(self) -> None:
         """Close every link, for there will be no other."""

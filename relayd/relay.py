@@ -164,11 +164,12 @@ class Relay:
 
     # -- told by the ends -----------------------------------------------------------------------
 
-    def source_lost(self) -> None:
-        """There is no live source link any more."""
+    def source_lost(self, reason: str) -> None:
+        """There is no live source link any more. An error is not shown to the other side as a clean end."""
         if self._close_with_source and not self._stopping:
             for destination in self._destinations:
-                destination.outlet.finish("source_lost")
+                end = destination.outlet.finish if reason == "eof" else destination.outlet.break_off
+                end("source_lost")
 
     def links_changed(self) -> None:
         """A link has come or gone, at either end."""

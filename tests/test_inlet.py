@@ -31,7 +31,7 @@ class Setting:
         self.inlet = Inlet(
             self.reactor, self.pipeline, sinks, lambda: LINE.framer(max_record), self.counters, log,
             replace, idle_timeout,
-            changed=lambda: self.told.append("changed"), lost=lambda: self.told.append("lost"),
+            changed=lambda: self.told.append("changed"), lost=lambda reason: self.told.append("lost"),
         )  # type: ignore[arg-type]  # fmt: skip
 
     def link(self, number: int = 1) -> FakeTransport:

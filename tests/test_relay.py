@@ -155,10 +155,22 @@ def test_a_lost_source_takes_the_clients_with_it_where_that_is_wanted() -> None:
     setting = Setting(close_with_source=True)
     source, client, slow = setting.source(), setting.client(1), setting.client(2, room=0)
     source.deliver(b"one\n")
-    source.lose()
+    source.lose("eof")
     assert (client.closes, slow.closes) == (["source_lost"], [])
     slow.make_room()
     assert (slow.closes, bytes(slow.received)) == (["source_lost"], b"one\n")
+
+
+def test_s1_a_source_that_broke_is_no_clean_end_for_its_clients() -> None:
+    setting = Setting(close_with_source=True)
+    source, client, slow = setting.source(), setting.client(1), setting.client(2, room=0)
+    source.deliver(b"one\n")
+    source.lose("reset")
+    assert (client.aborts, slow.aborts) == (["source_lost"], [])
+    slow.make_room()
+    setting.reactor.advance(1)
+    assert (slow.aborts, bytes(slow.received)) == (["source_lost"], b"one\n")
+    assert not client.closes and not slow.closes
 
 
 def test_a_replaced_source_is_not_a_lost_one() -> None:
@@ -537,7 +549,7 @@ def test_r_a_lost_former_source_closes_no_adopted_client() -> None:
     before.reactor.end_turn()
     assert source.protocol is None
     assert client.closes == []
-    after.source(2).lose()
+    after.source(2).lose("eof")
     assert client.closes == ["source_lost"]
 
 
@@ -545,7 +557,7 @@ def test_r_on_source_loss_is_live() -> None:
     before = Setting(close_with_source=False, buffer=100)
     source, client = before.source(), before.client()
     before.followed(close_with_source=True, buffer=100)
-    source.lose()
+    source.lose("eof")
     assert client.closes == ["source_lost"]
 
 

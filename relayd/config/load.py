@@ -17,6 +17,10 @@ from relayd.errors import ConfigError, Problem, did_you_mean
 
 RELAYS_MAX = 4096
 
+# Problems that are told of one file, the others are counted: whoever loads a log by mistake has no use for each line of
+# it, and to look for what was meant by each would hold up the streams for minutes.
+PROBLEMS_MAX = 100
+
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # it stands in logs, file names and on terminals
 _COMMAND_LINE_RELAY = "relay"
 
@@ -75,13 +79,22 @@ class _Loader:
         self._environ = environ
         self._of_words = of_words
         self.problems: dict[Problem, None] = {}  # in the order they were found, each once
+        self._untold = 0  # that were one too many
         self._places: dict[tuple[str, str], str] = {}  # (relay, key) -> where its value stands
         self._secrets: set[tuple[str, str]] = set()  # (relay, key) whose value nobody may see
         self._known: dict[tuple[str, str, str], Any] = {}  # (key, text, directory) -> value: defaults recur
 
     def complain(self, text: str, place: str, relay: str = "", key: str = "") -> None:
         """Note a problem; the same one is told once."""
-        self.problems[Problem(text, place) if self._of_words else Problem(text, place, relay, key)] = None
+        problem = Problem(text, place) if self._of_words else Problem(text, place, relay, key)
+        if self._is_full and problem not in self.problems:
+            self._untold += 1
+        else:
+            self.problems[problem] = None
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.problems) >= PROBLEMS_MAX
 
     def complain_of_value(self, text: str, relay: str, key: str) -> None:
         """Note what is wrong with a value that was read; of a secret no more is said than that."""
@@ -97,8 +110,10 @@ class _Loader:
             checks.check_relay(relay, self.complain_of_value)
         checks.check_together([relay for relay in relays if relay.enabled], self.complain_of_value)
         if self.problems:
-            raise ConfigError(sorted(self.problems, key=_position))
-        return Config(relays=tuple(relays), path=path, **values)
+            rest = [Problem(f"and {self._untold} more", path)] if self._untold else []
+            raise ConfigError([*sorted(self.problems, key=_position), *rest])
+        secrets = frozenset(key for relay, key in self._secrets if not relay)
+        return Config(relays=tuple(relays), path=path, secret_keys=secrets & DAEMON_KEYS.keys(), **values)
 
     def check_detached(self, values: Mapping[str, Any], relays: Sequence[RelayConfig]) -> None:
         """Complain of what needs a terminal."""
@@ -124,7 +139,8 @@ class _Loader:
                 self.complain(str(error), path)
             return []
         sections, problems = ini.parse(text, path)
-        self.problems.update(dict.fromkeys(problems))
+        for problem in problems:
+            self.complain(problem.text, problem.place, problem.relay, problem.key)
         for section in sections:
             self._check_section(section)
         return sections
@@ -148,7 +164,7 @@ class _Loader:
         pattern = os.path.join(os.path.dirname(path), pattern)
         paths = sorted(glob.glob(pattern))
         if not paths and not glob.has_magic(pattern):
-            self.complain(f"there is no file {pattern}", place, key="include")
+            self.complain_of_value(f"there is no file {pattern}", "", "include")
         sections = []
         for included in paths:
             if os.path.realpath(included) == os.path.realpath(path):
@@ -171,7 +187,7 @@ class _Loader:
             shown = repr(name[:64]) if name else "a relay without a name"
             self.complain(f"{shown}: a relay's name has 1 to 64 letters, digits, '_', '-' and '.'", section.place)
         else:
-            near = did_you_mean(kind, ("relay", "relayd", "defaults"))
+            near = "" if self._is_full else did_you_mean(kind, ("relay", "relayd", "defaults"))
             self.complain(
                 f"unknown section [{section.name}]{near or '; there are [relayd], [defaults], [relay NAME]'}",
                 section.place,
@@ -181,6 +197,9 @@ class _Loader:
 
     def relays(self, sections: Sequence[ini.Section], defaults: Entries) -> list[RelayConfig]:
         """Return the relays that can be made of the sections."""
+        if len(sections) > 2 * RELAYS_MAX:  # too many by far: nobody waits for what each of them lacks
+            self.complain(f"{len(sections)} sections; one daemon runs {RELAYS_MAX} relays at most", sections[0].place)
+            return []
         relays = []
         places: dict[str, str] = {}
         # A mistake in [defaults] is told there once, not in every relay.
@@ -305,4 +324,5 @@ class _Loader:
             where = "[relayd] of a configuration file" if other is DAEMON_KEYS else "[defaults] or a [relay NAME]"
             self.complain(f"belongs into {where}", place, relay, name)
         else:
-            self.complain(f"unknown key{did_you_mean(name, table)}", place, relay, name)
+            near = "" if self._is_full else did_you_mean(name, table)
+            self.complain(f"unknown key{near}", place, relay, name)

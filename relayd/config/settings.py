@@ -114,6 +114,7 @@ class Config:
     drain_timeout: float
     relays: tuple[RelayConfig, ...]
     path: str = ""  # the file it came from, "" for a command line
+    secret_keys: frozenset[str] = field(default=frozenset(), compare=False)  # of the daemon's own, as in RelayConfig
 
 
 def is_unpaced(source: tuple[Address, ...]) -> bool:

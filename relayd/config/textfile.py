@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -27,7 +28,8 @@ def read_regular(path: str, limit: int) -> bytes:
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # a network's file system may tell of a fault here; all is read
+            os.close(fd)
     if not room:
         raise ValueError(f"is larger than {limit // 1024} KiB, which is too large")
     return b"".join(parts)

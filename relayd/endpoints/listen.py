@@ -13,7 +13,7 @@ from relayd.errors import StartError
 from relayd.net.acceptor import Acceptor
 from relayd.net.listener import Listener, ListenerPool, ListenSettings
 from relayd.net.reactor import Reactor
-from relayd.net.sockets import link_name, name_of, reset, show_name
+from relayd.net.sockets import error_name, link_name, name_of, reset, show_name
 from relayd.net.transport import Transport
 from relayd.observe.counters import Counters
 from relayd.observe.log import BoundLog
@@ -160,19 +160,24 @@ class ListenEndpoint:
         reason = self._refusal(sock, peer)
         if reason:
             reset(sock)
-            self._counters.refused += 1
-            self._refusals.burst("refused", peer=show_name(peer), reason=reason)
+            self._refused(peer, reason)
             return
         self._admission.entered(peer)
         try:
             self._settings.options.apply(sock)
             transport = Transport(self._reactor, sock, peer, self._linger_timeout)
             transport.start(self._owner.link_made(transport, self))
-        except BaseException:
+        except BaseException as error:
             self._admission.left(peer)
             self._guard.left(link_name(peer, name_of(sock.getsockname)))
             reset(sock)
-            raise
+            if not isinstance(error, OSError):
+                raise
+            self._refused(peer, error_name(error.errno or 0))
+
+    def _refused(self, peer: Any, reason: str) -> None:
+        self._counters.refused += 1
+        self._refusals.burst("refused", peer=show_name(peer), reason=reason)
 
     def _refusal(self, sock: socket.socket, peer: Any) -> str:
         """Return the first reason against the peer; the guard comes last, for it remembers whom it admits."""

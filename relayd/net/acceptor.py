@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from relayd.net.reactor import READ, Reactor, TimerHandle
+from relayd.net.reactor import READ, Reactor, TimerHandle, UnwatchedError
 from relayd.net.sockets import ACCEPT_AGAIN, error_name
 
 # Connections accepted a turn and listener. A burst of thousands then shares the loop with the
@@ -71,7 +71,9 @@ class Acceptor:
         """Nothing hangs up on a listener."""
 
     def failed(self, error: Exception) -> None:
-        """One connection could not be taken in; the listener stays."""
+        """One connection could not be taken in, and the listener stays; or it cannot be watched for now."""
+        if isinstance(error, UnwatchedError):
+            self._rest(error_name(error.errno or 0))
 
     def _rest(self, reason: str) -> None:
         self._reactor.set_interest(self, 0)

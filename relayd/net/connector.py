@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relayd.address import TcpAddress, UnixAddress, unmapped
-from relayd.net.reactor import WRITE, Reactor, TimerHandle
+from relayd.net.reactor import WRITE, Reactor, TimerHandle, UnwatchedError
 from relayd.net.resolver import Answer, Found, Resolution, Resolver, literal
 from relayd.net.sockets import SocketOptions, link_name, name_of, reset, show_name
 from relayd.policy.loops import End, LoopGuard
@@ -207,4 +207,4 @@ class _Dial:
 
     def failed(self, error: Exception) -> None:
         if not self.closed:  # else it was the new owner who raised, and the socket is his
-            self._connector.completed(self, errno.EIO)
+            self._connector.completed(self, (error.errno if isinstance(error, UnwatchedError) else 0) or errno.EIO)

@@ -4,39 +4,46 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
+
+# Descriptors to look at, some thirty milliseconds. A reload looks while streams run, and some programs hold a hundred
+# thousand.
+_LOOKS_MAX = 20_000
 
 _LISTEN = "0A"  # the state TCP_LISTEN in /proc/net/tcp
 
 
 def listening_process(port: int) -> str:
     """Return "NAME (pid N)" of a process that listens on the TCP port, "" where it cannot be seen."""
-    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    inodes = {f"socket:[{inode}]" for inode in islice(_listening_inodes(port), _LOOKS_MAX) if inode}
     if not inodes:
         return ""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if any(link in inodes for link in _open_files(pid)):
+    for pid, link in islice(_open_files(), _LOOKS_MAX):
+        if link in inodes:
             return f"{_command(pid)} (pid {pid})"
     return ""
 
 
 def _listening_inodes(port: int) -> Iterator[str]:
+    """Yield the inodes of the sockets that listen on the port, and "" for each other socket."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             with open(table, encoding="ascii") as lines:
                 for fields in map(str.split, lines):
-                    if fields[1].endswith(f":{port:04X}") and fields[3] == _LISTEN:
-                        yield fields[9]
+                    yield fields[9] if fields[1].endswith(f":{port:04X}") and fields[3] == _LISTEN else ""
         except OSError:
             continue  # no IPv6, or no /proc in this sandbox: then the owner stays unknown
 
 
-def _open_files(pid: str) -> Iterator[str]:
-    folder = f"/proc/{pid}/fd"
-    try:
-        for fd in os.listdir(folder):
-            yield os.readlink(f"{folder}/{fd}")
-    except OSError:
-        return  # another user's process, or it has just ended
+def _open_files() -> Iterator[tuple[str, str]]:
+    """Yield each process with each of its descriptors, as far as they can be seen."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with os.scandir(f"/proc/{pid}/fd") as entries:
+                for entry in entries:
+                    yield pid, os.readlink(entry.path)
+        except OSError:
+            continue  # another user's process, or it has just ended
 
 
 def _command(pid: str) -> str:

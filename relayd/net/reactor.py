@@ -36,6 +36,10 @@ _DORMANT_CHECK = 1.0
 _WAKE_UP = b"\0"
 
 
+class UnwatchedError(OSError):
+    """The kernel has no room to watch a descriptor: out of memory, or over fs.epoll.max_user_watches (epoll(7))."""
+
+
 class Handler(Protocol):
     """What the reactor needs of an object that owns a file descriptor."""
 
@@ -52,7 +56,7 @@ class Handler(Protocol):
         """The connection broke while the handler was interested in nothing."""
 
     def failed(self, error: Exception) -> None:
-        """`ready` or `hung_up` raised; close what must be closed."""
+        """`ready` or `hung_up` raised, or it cannot be watched (UnwatchedError); close what must be closed."""
 
 
 class TimerHandle:
@@ -132,12 +136,29 @@ class Reactor:
         Epoll reports a broken connection even to those who asked for nothing, again and again, and
         `selectors` cannot ask for nothing.  So 0 takes the descriptor out of the selector; that it
         broke is then found within a second by asking poll(2), and told by `hung_up`.
+        Where the kernel refuses to watch, nothing is raised: the handler is told at the end of the turn.
         """
+        try:
+            self.watch(handler, events)
+        except UnwatchedError as error:
+            refusal = error  # the name `error` ends with this block
+            self._interest.pop(handler, None)
+            self._dormant.discard(handler)
+            self.at_turn_end(lambda: None if handler.closed else handler.failed(refusal))
+
+    def watch(self, handler: Handler, events: int) -> None:
+        """Like `set_interest`, for those who can deal with an UnwatchedError at once."""
         before = self._interest.get(handler, 0)
         if events == before:
             if not events:
                 self._watch_dormant(handler)
             return
+        try:
+            self._change(handler, before, events)
+        except OSError as error:
+            raise UnwatchedError(*error.args) from error
+
+    def _change(self, handler: Handler, before: int, events: int) -> None:
         if not before:
             self._selector.register(handler.fileno(), events, handler)
             self._dormant.discard(handler)
@@ -333,7 +354,7 @@ class _Waker:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self.write_fd = self._writer.fileno()
-        reactor.set_interest(self, READ)
+        reactor.watch(self, READ)
 
     def fileno(self) -> int:
         return self._reader.fileno()
@@ -341,8 +362,10 @@ class _Waker:
     def wake(self) -> None:
         try:
             self._writer.send(_WAKE_UP)
-        except BlockingIOError:
-            return  # full of wake-ups that were not yet read: one more says nothing new
+        except OSError:
+            # Full of wake-ups that were not yet read: one more says nothing new. Or the kernel is out of memory: the
+            # signal was noted all the same, and to raise here is to raise wherever the signal found the loop.
+            return
 
     def ready(self, events: int) -> None:
         self._reader.recv(4096)

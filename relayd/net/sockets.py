@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
@@ -13,7 +14,7 @@ from typing import Any
 BROKEN = frozenset({
     errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT,
     errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ECONNREFUSED, errno.EIO,
-    errno.EPROTO, errno.ENETRESET, errno.EACCES, errno.EPERM,
+    errno.EPROTO, errno.ENETRESET, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ENOBUFS,
 })  # fmt: skip
 
 # accept(2): errors of the connection that was to be accepted, to be treated like EAGAIN.
@@ -75,13 +76,9 @@ class SocketOptions:
 
 def reset(sock: socket.socket) -> None:
     """Close with RST: what the peer has not been sent is forgotten, and the peer sees an error."""
-    try:
+    with contextlib.suppress(OSError):  # the peer has reset it already
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, *BROKEN):  # EINVAL: the peer has reset it already
-            raise
-    finally:
-        sock.close()
+    sock.close()
 
 
 def error_name(code: int) -> str:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Union
 
 from relayd.net.pipe import Pipe, SpliceRefused
-from relayd.net.reactor import READ, WRITE, Reactor, TimerHandle
+from relayd.net.reactor import READ, WRITE, Reactor, TimerHandle, UnwatchedError
 from relayd.net.sockets import BROKEN, SocketOptions, error_name, name_of, reset, show_name
 
 Buffer = Union[bytes, memoryview]
@@ -43,7 +43,7 @@ _BULK_REST = 0.001
 _ENOUGH = 64 * 1024
 
 # What splice(2) says of descriptors, and a sandbox of calls, that it does not serve.
-_NO_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
+_NO_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.ENOMEM})
 
 
 class TransportProtocol(Protocol):
@@ -287,7 +287,7 @@ class Transport:
             self.abort("reset")
 
     def failed(self, error: Exception) -> None:
-        self.abort("internal")
+        self.abort(error_name(error.errno or 0) if isinstance(error, UnwatchedError) else "internal")
 
     def _read(self) -> None:
         if self._read_size == _READ_MAX and not self._lingering and self.on_bulk():

@@ -15,7 +15,7 @@ from typing import Protocol
 from relayd.errors import StartError
 from relayd.observe.log import BoundLog, WallClock
 from relayd.observe.targets import timestamp
-from relayd.observe.writer import LossyWriter, Scheduler, write_whole
+from relayd.observe.writer import LossyWriter, Scheduler, close_fd, write_whole
 
 TO_DESTINATION = ">"
 TO_SOURCE = "<"
@@ -210,8 +210,8 @@ class DumpFile:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            former, self._fd = self._fd, -1
+            close_fd(former)
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK

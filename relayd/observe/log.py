@@ -53,6 +53,9 @@ class EventLog:
 
     def failed(self, error: Exception) -> None:
         """Write an unexpected exception with its traceback, in one line; once a burst."""
+        if isinstance(error, MemoryError):  # which says nothing about the place where it came up
+            self.write("error", {"event": "out_of_memory"}, collapse="out_of_memory")
+            return
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         self.write("error", {"event": "internal_error", "traceback": "".join(lines)}, collapse=repr(error))
 
@@ -95,6 +98,10 @@ class BoundLog:
         self._log.write("warning", {**self._fields, "event": event, **fields})
 
     def burst(self, event: str, **fields: Value) -> None:
-        """Write a warning of a kind that others can provoke at will: one line for all of the same reason."""
-        collapse = (tuple(self._fields.items()), event, fields.get("reason"))
+        """Write a warning of a kind that others can provoke at will: one line for all of the same reason.
+
+        It names the first client; a thousand that fall behind together are one line, and one more that counts them.
+        """
+        whose = tuple(item for item in self._fields.items() if item[0] != "client")
+        collapse = (whose, event, fields.get("reason"))
         self._log.write("warning", {**self._fields, "event": event, **fields}, collapse)

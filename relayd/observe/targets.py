@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Protocol
 
-from relayd.observe.writer import LossyWriter, write_whole
+from relayd.observe.writer import LossyWriter, close_fd, write_whole
 
 Value = object
 Fields = Mapping[str, Value]
@@ -111,11 +111,11 @@ class FileTarget:
             fd = self._open()
         except OSError:
             return  # better the old file than none
-        os.close(self._fd)
-        self._fd = fd
+        former, self._fd = self._fd, fd
+        close_fd(former)
 
     def close(self) -> None:
-        os.close(self._fd)
+        close_fd(self._fd)
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK

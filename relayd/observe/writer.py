@@ -6,6 +6,7 @@ poll(2) is asked first, and no more is written than it vouches for.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -40,6 +41,12 @@ def write_whole(fd: int, data: bytes) -> None:
         # The disk became full in the middle.
         os.ftruncate(fd, os.fstat(fd).st_size - taken)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def close_fd(fd: int) -> None:
+    """Close a file; what close(2) has to say of earlier writes (a network's file system) comes too late."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 class LossyWriter:

@@ -60,9 +60,7 @@ class Caller:
     def _hang_up(self) -> None:
         os.close(self.fd)
         self.fd = -1
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 2)
-        os.close(null)
+        os.dup2(0, 2)  # which is /dev/null already; there may be none any more, in a chroot
 
 
 def daemonize(pidfile: PidFile | None, umask: int | None, body: Callable[[Caller], None]) -> None:

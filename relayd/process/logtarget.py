@@ -26,13 +26,13 @@ def log_target(config: Config, stderr: LossyWriter | None) -> LogTarget:
         if stderr is None:
             raise StartError(["log = stderr: a daemon has no terminal; choose syslog, journal or a path"])
         return StreamTarget(stderr, render)
-    if name == "syslog":
-        syslog = DatagramSender(SYSLOG_SOCKET)
-        return SyslogTarget(syslog.send, render, syslog.close)
-    if name == "journal":
-        journal = DatagramSender(JOURNAL_SOCKET)
-        return JournalTarget(journal.send, journal.close)
     try:
+        if name == "syslog":
+            syslog = DatagramSender(SYSLOG_SOCKET)
+            return SyslogTarget(syslog.send, render, syslog.close)
+        if name == "journal":
+            journal = DatagramSender(JOURNAL_SOCKET)
+            return JournalTarget(journal.send, journal.close)
         return FileTarget(name, render)
     except OSError as error:
         raise StartError([f"cannot write log {name}: {error.strerror}"]) from error

@@ -8,6 +8,7 @@ holds.  The number in it is for people and for `kill`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -89,12 +90,12 @@ class PidFile(TimeoutPIDLockFile):  # type: ignore[misc]
         """Remove the file and let go; harmless when it is not ours, or gone. Never raises."""
         if self.fd < 0 or self._owner not in (0, os.getpid()):
             return
-        try:
+        # The directory may be root's, and we not root any more, or out of sight behind a chroot: then an empty file is
+        # left, which locks nobody out.
+        os.ftruncate(self.fd, 0)
+        with contextlib.suppress(OSError):
             if self._is_current(self.fd):
                 os.unlink(self.path)
-        except OSError:
-            # The directory is root's and we are not root any more: an empty file is left, which locks nobody out.
-            os.ftruncate(self.fd, 0)
         os.close(self.fd)
         self.fd = -1
 

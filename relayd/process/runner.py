@@ -101,7 +101,10 @@ class _Runner:
         """
         self._identity = Identity(config.user, config.group)
         self._stale = stale
-        reactor = Reactor()
+        try:
+            reactor = Reactor()
+        except OSError as error:
+            raise StartError([f"cannot watch sockets: {error.strerror}"]) from error
         self._config = config
         self._load = load
         self._reactor = reactor

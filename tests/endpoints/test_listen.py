@@ -341,8 +341,7 @@ def test_p26_options_that_the_kernel_refuses_take_no_place(loop: Loop, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(SocketOptions, "apply", refuse)
         peer = house.knock()
-        loop.until(lambda: loop.failures)
-        loop.failures.clear()
+        loop.until(lambda: house.log.having("event=refused", "reason=ENOBUFS"))
     peer.close()
     house.knock()
     loop.turns()

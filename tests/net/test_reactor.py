@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import select
 import socket
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from relayd.net.reactor import READ, WRITE, Reactor
+from relayd.net.reactor import READ, WRITE, Reactor, UnwatchedError
 from tests.net.helpers import Loop, descriptors, running_loop, tcp_pair
 from tests.support import PATIENCE, reset_connection
 
@@ -594,3 +595,29 @@ def test_guard_reports_what_is_raised_and_goes_on(loop: Loop) -> None:
     assert seen == [1]
     assert [type(error) for error in loop.failures] == [IndexError]
     loop.failures.clear()
+
+
+# -- a kernel without memory --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["register", "modify"])
+def test_k2_who_cannot_be_watched_is_told_at_the_end_of_the_turn(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    watching, _ = watched_pair(loop, READ if call == "modify" else 0)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop.counting, call, refuse)
+    loop.set_interest(watching, READ | WRITE)
+    assert not watching.errors
+    loop.turn(0)
+    (error,) = watching.errors
+    assert isinstance(error, UnwatchedError) and error.errno == errno.ENOSPC
+    assert not loop.handlers and not loop.failures
+
+
+def test_k2_a_wake_up_that_cannot_be_sent_does_not_raise_into_whatever_runs(loop: Loop) -> None:
+    loop._waker._writer.close()
+    loop.wake()

@@ -26,6 +26,8 @@ PATIENCE = float(os.environ.get("RELAYD_TEST_PATIENCE", "20"))
 # Limits on how long something may take are multiplied by this.
 SLOWNESS = max(1.0, PATIENCE / 20)
 
+_given: set[int] = set()  # ports
+
 CELL = 16  # bytes of one cell of the keyed stream, its LF included
 
 
@@ -72,9 +74,17 @@ def cells_of(key: str, data: bytes) -> list[int]:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody has, outside the range that outgoing connections are given."""
+    """Return a TCP port that nobody has, outside the range that outgoing connections are given; none comes twice.
+
+    Processes that run tests at the same time (xdist) choose from different ones.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    first = 10000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = random.randrange(10000, 32000)
+        port = random.randrange(first, 32000, workers)
+        if port in _given:
+            continue
+        _given.add(port)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("0.0.0.0", port))
             return port

@@ -114,7 +114,10 @@ RELAY_KEYS = _table(
         "bind_source", kinds.LOCAL_ADDRESS, "", "local address to connect from",
         reload="reopens what connects",
     ),
-    Key("keepalive", kinds.KEEPALIVE, "30s/10s/3", "finds a dead peer on a quiet link: idle, interval, probes"),
+    Key(
+        "keepalive", kinds.KEEPALIVE, "30s/10s/3",
+        "finds a dead peer on a quiet link: idle, interval, probes; never before 1.5 times the `stall_timeout`",
+    ),
     Key("linger_timeout", kinds.duration(0, 3600), "2s", "on closing, how long a peer may take to end its side"),
     Key(
         "max_clients", kinds.number(1, 1_000_000), "1000", "one client more is reset at once",

@@ -283,7 +283,7 @@ class Reactor:
             try:
                 handler.ready(events)
             except Exception as error:
-                self._handler_failed(handler, error)
+                self.handler_failed(handler, error)
         self._run_timers()
         while self._freed:
             freed, self._freed = self._freed, []
@@ -319,9 +319,10 @@ class Reactor:
         try:
             callback()
         except Exception as error:
-            self._handler_failed(handler, error)
+            self.handler_failed(handler, error)
 
-    def _handler_failed(self, handler: Handler, error: Exception) -> None:
+    def handler_failed(self, handler: Handler, error: Exception) -> None:
+        """Something of a handler's went wrong that nobody has thought of: report it, and tell the handler."""
         self._failed(error)
         self.guard(lambda: handler.failed(error))
 

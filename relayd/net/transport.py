@@ -345,10 +345,10 @@ class Transport:
         self._protocol.eof_received()
 
     def _broken(self, error: OSError) -> None:
-        """The kernel refused to go on: an expected end has a name, anything else is raised."""
-        code = error.errno or 0
-        if code not in BROKEN:
-            raise error
+        """The kernel refused to go on: an expected end has a name, anything else is told like an exception of ours."""
+        if (code := error.errno or 0) not in BROKEN:
+            self._reactor.handler_failed(self, error)
+            return
         if not self._lingering:
             self._reason = {errno.ECONNRESET: "reset", errno.EPIPE: "reset", errno.ETIMEDOUT: "timeout"}.get(
                 code, error_name(code)

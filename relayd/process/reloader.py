@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 
@@ -67,6 +68,9 @@ class Reloader:
         except StartError as error:
             reasons = error.reasons
         finally:
+            # The INI parser's objects refer to each other: megabytes of them would stay until the garbage collector
+            # comes, which an idle daemon gives no reason to.
+            gc.collect()
             self._notifier.ready(self._service.summary())  # or the manager would wait for ever
         self.failure = reasons[0] if reasons else ""
         for reason in reasons:

@@ -97,7 +97,7 @@ NO_FILES: dict[Callable[[Path], None], str] = {
     long_line: "is neither [section] nor key = value",
     long_value: "'a:1' is named twice",
     many_keys: "unknown key",
-    many_sections: "50002 relays; one daemon runs 4096 at most",
+    many_sections: "50003 sections; one daemon runs 4096 relays at most",
 }
 
 

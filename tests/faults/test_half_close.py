@@ -194,7 +194,7 @@ def order_is_gone(order: Order, relayed: Ends) -> bool:
 @pytest.mark.parametrize("sends", [True, False], ids=["data", "probe"])
 def test_s7_half_closed_and_left(rig: Rig, sends: bool) -> None:
     """A closed socket's kernel goes on acknowledging probes for a while, FIN_WAIT2: 60 s, here 1 s."""
-    with ends(rig, keepalive="1s/1s/2") as relayed:
+    with ends(rig, keepalive="1s/1s/2", stall_timeout="0") as relayed:
         source, client, staying = relayed.source(), relayed.client(), relayed.client()
         staying.shutdown(socket.SHUT_WR)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)
@@ -214,7 +214,7 @@ def test_s7_half_closed_and_left(rig: Rig, sends: bool) -> None:
 
 @row("S7", provoked="", required="")
 def test_s7_half_closed_and_deaf(rig: Rig) -> None:
-    with ends(rig, keepalive="1s/1s/2") as relayed:
+    with ends(rig, keepalive="1s/1s/2", stall_timeout="0") as relayed:
         client = relayed.client()
         client.shutdown(socket.SHUT_WR)
         wait_until(lambda: not relayed.site.lines("event=closed"), "a link")

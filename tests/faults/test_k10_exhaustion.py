@@ -188,7 +188,7 @@ def plight(rig: Rig, machine: Namespace, host: str = "127.0.0.1", oracle: bool =
         relay("one", *ports[:2], backlog=4, buffer="64M", stall_timeout=0),
         *(
             relay(f"dials{n}", f"unix:{n}", f"{host}:{ports[2]}", "listen-connect",
-                  reconnect="0.2s..0.5s", stable_after=0)
+                  reconnect="0.2s..0.5s", stable_after=0, connect_timeout="1s")
             for n in range(DIALLING)
         ),
     ]  # fmt: skip

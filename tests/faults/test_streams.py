@@ -190,11 +190,11 @@ def test_s5_closing_with_unread_input(rig: Rig, cause: str, returns: str) -> Non
 @row(
     "S8",
     provoked="a peer behind a black hole, and one that is gone without FIN or RST, while nothing is sent",
-    required="`keepalive` finds it: idle and all probes, `reason=timeout`; at the first probe where its host answers",
+    required="`keepalive` finds it: idle and all probes, but 1.5 times `stall_timeout` if that is longer, `reason=timeout`; at the first probe where its host answers",
 )
 def test_s8_deaf_peers_on_a_quiet_relay(rig: Rig) -> None:
     idle, probes = rig.times(1, 2), rig.times(2, 3)
-    with ends(rig, keepalive=f"{idle}s/1s/{probes}") as relayed:
+    with ends(rig, keepalive=f"{idle}s/1s/{probes}", stall_timeout="0") as relayed:
         for sock in (relayed.client(), relayed.source()):
             deafen(sock)
         began = time.monotonic()
@@ -208,7 +208,7 @@ def test_s8_deaf_peers_on_a_quiet_relay(rig: Rig) -> None:
 
 @row("S8", provoked="", required="")
 def test_s8_a_peer_that_vanished(rig: Rig) -> None:
-    with ends(rig, keepalive="1s/1s/2") as relayed:
+    with ends(rig, keepalive="1s/1s/2", stall_timeout="0") as relayed:
         client = relayed.client()
         try:
             client.setsockopt(*VANISH)

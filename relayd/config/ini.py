@@ -42,12 +42,18 @@ def read_text(path: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+# Of one file; twice what a daemon runs. To say what each of fifty thousand lacks would hold up the streams for seconds.
+SECTIONS_MAX = 8192
+
+
 def parse(text: str, path: str) -> tuple[list[Section], list[Problem]]:
     """Return the sections in order and what is wrong with the text's shape."""
     scan = _Scan(path)
     for number, line in enumerate(text.split("\n"), 1):
         if line:
             scan.take(line, number)
+    if len(scan.sections) > SECTIONS_MAX:
+        return [], [Problem(f"{len(scan.sections)} sections, which is too many: {SECTIONS_MAX} at most", path)]
     parser = configparser.RawConfigParser(
         delimiters=("=",), comment_prefixes=(), default_section="\0", strict=True, empty_lines_in_values=False
     )  # fmt: skip

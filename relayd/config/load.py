@@ -197,9 +197,6 @@ class _Loader:
 
     def relays(self, sections: Sequence[ini.Section], defaults: Entries) -> list[RelayConfig]:
         """Return the relays that can be made of the sections."""
-        if len(sections) > 2 * RELAYS_MAX:  # too many by far: nobody waits for what each of them lacks
-            self.complain(f"{len(sections)} sections; one daemon runs {RELAYS_MAX} relays at most", sections[0].place)
-            return []
         relays = []
         places: dict[str, str] = {}
         # A mistake in [defaults] is told there once, not in every relay.

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 
-# Descriptors to look at, some thirty milliseconds. A reload looks while streams run, and some programs hold a hundred
+# Descriptors to look at, some twenty milliseconds. A reload looks while streams run, and some programs hold a hundred
 # thousand.
-_LOOKS_MAX = 20_000
+_LOOKS_MAX = 5000
 
 _LISTEN = "0A"  # the state TCP_LISTEN in /proc/net/tcp
 

@@ -32,8 +32,8 @@ from tests.support import (
 )
 
 
-def daemon_inside(rig: Rig, namespace: Namespace, *relays: str):
-    return rig.daemon(*relays, namespace=namespace)
+def daemon_inside(rig: Rig, namespace: Namespace, *relays: str, **keys):
+    return rig.daemon(*relays, namespace=namespace, **keys)
 
 
 @pytest.fixture

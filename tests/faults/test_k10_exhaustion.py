@@ -185,7 +185,7 @@ def plight(rig: Rig, machine: Namespace, host: str = "127.0.0.1", oracle: bool =
     disk.mkdir()
     machine.run("mount", "-t", "tmpfs", "-o", "size=64k", "none", disk)
     relays = [
-        relay("one", *ports[:2], backlog=4, buffer="64M", stall_timeout=0),
+        relay("one", *ports[:2], backlog=4, buffer="1M" if oracle else "64M", stall_timeout=0),
         *(
             relay(f"dials{n}", f"unix:{n}", f"{host}:{ports[2]}", "listen-connect",
                   reconnect="0.2s..0.5s", stable_after=0, connect_timeout="1s")

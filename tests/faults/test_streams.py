@@ -190,7 +190,8 @@ def test_s5_closing_with_unread_input(rig: Rig, cause: str, returns: str) -> Non
 @row(
     "S8",
     provoked="a peer behind a black hole, and one that is gone without FIN or RST, while nothing is sent",
-    required="`keepalive` finds it: idle and all probes, but 1.5 times `stall_timeout` if that is longer, `reason=timeout`; at the first probe where its host answers",
+    required="`keepalive` finds it: idle and all probes, but 1.5 times `stall_timeout` if that is longer, "
+    "`reason=timeout`; at the first probe where its host answers",
 )
 def test_s8_deaf_peers_on_a_quiet_relay(rig: Rig) -> None:
     idle, probes = rig.times(1, 2), rig.times(2, 3)

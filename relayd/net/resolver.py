@@ -9,10 +9,10 @@ stand in the way of living ones; literal addresses never come here.
 
 from __future__ import annotations
 
+import _thread
 import errno
 import functools
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Union
@@ -25,6 +25,10 @@ _THREADS_MAX = 32
 
 # The addresses of one name that are tried, so that an answer with a thousand holds nobody for hours.
 _ANSWERS_MAX = 8
+
+# Seconds after which a look-up that somebody asks for again is taken for lost and begun anew: name servers are given up
+# long before, but a thread that was short of memory when it began may have ended without a word.
+_LOST_AFTER = 60.0
 
 Found = list[tuple[socket.AddressFamily, Any]]  # (family, socket address), in the resolver's order
 Answer = Union[Found, Exception]
@@ -57,6 +61,7 @@ class Resolver:
         self._lookup = lookup
         self._wanted: dict[tuple[str, int], list[Resolution]] = {}  # in flight or waiting for a thread
         self._waiting: deque[tuple[str, int]] = deque()
+        self._begun: dict[tuple[str, int], float] = {}  # those in flight, and the reactor's time of their beginning
         self._threads = 0
 
     def resolve(self, host: str, port: int, answered: Callable[[Answer], None]) -> Resolution:
@@ -68,6 +73,9 @@ class Resolver:
         key = (host, port)
         if key in self._wanted:
             self._wanted[key].append(resolution)
+            if self._reactor.now - self._begun.get(key, self._reactor.now) > _LOST_AFTER:
+                self._threads -= 1
+                self._begin(key)
             return resolution
         self._wanted[key] = [resolution]
         if self._threads < _THREADS_MAX:
@@ -78,14 +86,16 @@ class Resolver:
 
     def _begin(self, key: tuple[str, int]) -> None:
         self._threads += 1
-        # A daemon thread: a look-up that hangs must not keep the process from ending.
+        self._begun[key] = begun = self._reactor.now
+        # Not threading.Thread, whose start waits for a sign of life from the thread: one that is short of memory gives
+        # none, and the loop would wait for ever. Such a thread does not keep the process from ending either.
         try:
-            threading.Thread(target=self._look_up, args=key, name=f"resolve {key[0]}", daemon=True).start()
-        except RuntimeError as error:  # the process may have no more threads
-            failure = OSError(errno.EAGAIN, str(error))
-            self._reactor.post(lambda: self._answered(key, failure))
+            _thread.start_new_thread(self._look_up, (*key, begun))
+        except (RuntimeError, MemoryError) as error:  # the process may have no more threads, or memory for one
+            failure = OSError(errno.EAGAIN, str(error) or "no memory for a thread")
+            self._reactor.post(lambda: self._answered(key, begun, failure))
 
-    def _look_up(self, host: str, port: int) -> None:
+    def _look_up(self, host: str, port: int, begun: float) -> None:
         """Run in a thread."""
         answer: Answer
         try:
@@ -93,9 +103,12 @@ class Resolver:
             answer = [(entry[0], entry[4]) for entry in found[:_ANSWERS_MAX]]
         except Exception as error:  # OSError, and UnicodeError for a name the codec cannot write
             answer = error
-        self._reactor.post(lambda: self._answered((host, port), answer))
+        self._reactor.post(lambda: self._answered((host, port), begun, answer))
 
-    def _answered(self, key: tuple[str, int], answer: Answer) -> None:
+    def _answered(self, key: tuple[str, int], begun: float, answer: Answer) -> None:
+        if self._begun.get(key) != begun:
+            return  # it was taken for lost
+        del self._begun[key]
         self._threads -= 1
         if self._waiting:
             self._begin(self._waiting.popleft())

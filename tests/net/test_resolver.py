@@ -33,7 +33,7 @@ class Names:
         self._loop = loop
 
     def __call__(self, host: str, port: int, family: int, kind: int) -> Found:
-        assert threading.current_thread() is not threading.main_thread(), "a look-up blocks the loop"
+        assert threading.get_ident() != threading.main_thread().ident, "a look-up blocks the loop"
         assert kind == socket.SOCK_STREAM
         self.asked.append(host)
         if host.startswith("dead"):
@@ -154,11 +154,11 @@ def test_d1_a_second_wait_for_a_queued_name_shares_its_place(loop: Loop, names: 
 
 
 def test_d1_threads_end_with_their_look_ups(loop: Loop, names: Names) -> None:
-    before = threading.active_count()
+    before = resolver_threads()
     resolver = Resolver(loop, names)
     answers = [ask(resolver, f"{number}.example") for number in range(200)]
     loop.until(lambda: all(answers))
-    loop.until(lambda: threading.active_count() == before)
+    loop.until(lambda: resolver_threads() == before)
 
 
 @pytest.mark.parametrize(
@@ -204,23 +204,42 @@ def test_s28_one_who_raises_takes_the_answer_from_nobody(loop: Loop, names: Name
     assert len(other) == 1
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
 def test_p26_no_thread_to_be_had_is_an_answer_and_the_name_can_be_looked_up_later(
-    loop: Loop, names: Names, monkeypatch: pytest.MonkeyPatch
+    loop: Loop, names: Names, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """At the limit of threads (ulimit -u, a cgroup's pids.max) `start` raises RuntimeError."""
+    """At the limit of threads (ulimit -u, a cgroup's pids.max) RuntimeError is raised."""
     resolver = Resolver(loop, names)
 
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    def refuse(*_: object) -> None:
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr("relayd.net.resolver._thread.start_new_thread", refuse)
         answers = ask(resolver, "feed.example")
         loop.turns(3)
     assert isinstance(answers[0], Exception)
     later = ask(resolver, "feed.example")
     loop.until(lambda: later)
     assert isinstance(later[0], list)
+
+
+def test_k10_a_thread_that_ended_without_a_word_is_replaced(
+    loop: Loop, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was short of memory when it began, and nobody can be told of that."""
+    resolver = Resolver(loop, names)
+    with monkeypatch.context() as patch:
+        patch.setattr("relayd.net.resolver._thread.start_new_thread", lambda *_: 0)
+        lost = ask(resolver, "feed.example")
+        loop.advance(59)
+        lost += ask(resolver, "feed.example")
+    assert not names.asked
+    loop.advance(2)
+    later = ask(resolver, "feed.example")
+    loop.until(lambda: later)
+    assert isinstance(later[0], list) and len(names.asked) == 1
+    assert resolver._threads == 0
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ _THREADS_MAX = 32
 # The addresses of one name that are tried, so that an answer with a thousand holds nobody for hours.
 _ANSWERS_MAX = 8
 
-# Seconds after which a look-up that somebody asks for again is taken for lost and begun anew: name servers are given up
-# long before, but a thread that was short of memory when it began may have ended without a word.
+# Seconds after which a look-up that somebody asks for again is taken for lost and begun anew, for a thread that is
+# short of memory may end without a word, most of all at its beginning. Name servers are given up long before.
+_LOST_AT_START = 0.5
 _LOST_AFTER = 60.0
 
 Found = list[tuple[socket.AddressFamily, Any]]  # (family, socket address), in the resolver's order
@@ -62,6 +63,7 @@ class Resolver:
         self._wanted: dict[tuple[str, int], list[Resolution]] = {}  # in flight or waiting for a thread
         self._waiting: deque[tuple[str, int]] = deque()
         self._begun: dict[tuple[str, int], float] = {}  # those in flight, and the reactor's time of their beginning
+        self._running: set[tuple[str, int]] = set()  # of these, those whose thread has begun
         self._threads = 0
 
     def resolve(self, host: str, port: int, answered: Callable[[Answer], None]) -> Resolution:
@@ -73,7 +75,7 @@ class Resolver:
         key = (host, port)
         if key in self._wanted:
             self._wanted[key].append(resolution)
-            if self._reactor.now - self._begun.get(key, self._reactor.now) > _LOST_AFTER:
+            if self._is_lost(key):
                 self._threads -= 1
                 self._begin(key)
             return resolution
@@ -84,9 +86,14 @@ class Resolver:
             self._waiting.append(key)
         return resolution
 
+    def _is_lost(self, key: tuple[str, int]) -> bool:
+        age = self._reactor.now - self._begun.get(key, self._reactor.now)
+        return age > (_LOST_AFTER if key in self._running else _LOST_AT_START)
+
     def _begin(self, key: tuple[str, int]) -> None:
         self._threads += 1
         self._begun[key] = begun = self._reactor.now
+        self._running.discard(key)
         # Not threading.Thread, whose start waits for a sign of life from the thread: one that is short of memory gives
         # none, and the loop would wait for ever. Such a thread does not keep the process from ending either.
         try:
@@ -99,6 +106,7 @@ class Resolver:
         """Run in a thread."""
         answer: Answer
         try:
+            self._running.add((host, port))
             found = self._lookup(host, port, 0, socket.SOCK_STREAM)
             answer = [(entry[0], entry[4]) for entry in found[:_ANSWERS_MAX]]
         except Exception as error:  # OSError, and UnicodeError for a name the codec cannot write
@@ -109,6 +117,7 @@ class Resolver:
         if self._begun.get(key) != begun:
             return  # it was taken for lost
         del self._begun[key]
+        self._running.discard(key)
         self._threads -= 1
         if self._waiting:
             self._begin(self._waiting.popleft())

@@ -1,4 +1,4 @@
-"""Listening: ports that cannot be had, who may come in and how many, and what is left when a port is given up."""
+"""Listening: ports that cannot be had, who may come in, and how many."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -441,79 +440,3 @@ def test_l16_link_local_addresses(rig: Rig, network: str, comes_in: bool) -> Non
                 parts = (" client=[fe80::1]:", "event=connected") if comes_in else ("event=refused", "=denied")
                 site.wait_log("relay=one", *parts)
             rig.saw(f"fe80::1%v0 for {network}: {'let in' if comes_in else 'reset'}")
-
-
-# -- giving a port up -----------------------------------------------------------------------------
-
-
-class Dialler(threading.Thread):
-    """Connects to a port fifty times, or until it is refused or told to end; keeps what was connected."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
-        self.links: list[socket.socket] = []
-        self.ending = threading.Event()
-        self._port = port
-        self.start()
-
-    def run(self) -> None:
-        while not self.ending.is_set() and len(self.links) < 50:
-            sock = socket.socket()
-            sock.settimeout(PATIENCE)
-            try:
-                sock.connect(("127.0.0.1", self._port))
-            except ConnectionResetError:
-                sock.close()
-            except ConnectionRefusedError:
-                sock.close()
-                return
-            else:
-                self.links.append(sock)
-
-    def end(self) -> int:
-        """Return how many were connected; each of these must be at its end."""
-        self.ending.set()
-        self.join(PATIENCE)
-        for sock in self.links:
-            with suppress(ConnectionResetError):
-                assert sock.recv(1) == b""
-            reset_connection(sock)
-        return len(self.links)
-
-
-@row(
-    "L18",
-    provoked="a relay is taken out, or the daemon is stopped, while four threads connect to it as fast as they can",
-    required="after it no accepted socket is left open: each of them is at its end; no descriptor is left",
-)
-def test_l18_a_relay_is_taken_out_under_connects(rig: Rig) -> None:
-    ports = free_port(), free_port()
-    on, off = (relay("one", *ports, linger_timeout="200ms", enabled=enabled) for enabled in ("yes", "no"))
-    connected = 0
-    with rig.daemon(off) as site:
-        for _ in range(rig.times(4, 200)):
-            site.configure(on, rig.control_relay)
-            site.reload()
-            diallers = [Dialler(ports[1]) for _ in range(4)]
-            time.sleep(rig.random.uniform(0, 0.03))
-            site.configure(off, rig.control_relay)
-            site.reload()
-            connected += sum(dialler.end() for dialler in diallers)
-        assert connected
-        rig.saw(f"{connected} links, all at their end")
-
-
-@row("L18", provoked="", required="")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP and SIGTERM"])
-def test_l18_a_stop_under_connects(rig: Rig, number: int) -> None:
-    port = free_port()
-    with rig.site(relay("one", free_port(), port, linger_timeout="200ms")) as site:
-        site.start()
-        diallers = [Dialler(port) for _ in range(4)]
-        wait_until(lambda: any(dialler.links for dialler in diallers), "a link")
-        site.send(number)
-        site.stop()
-        connected = sum(dialler.end() for dialler in diallers)
-        site.wait_log("event=stopped")
-        assert not site.processes() and not site.pidfile.exists()
-        rig.saw(f"stopped under {connected}")

@@ -1,4 +1,4 @@
-"""Accepting: connections that are gone already, errors of accept, no descriptors, storms, silent crowds."""
+"""Accepting: connections that are gone already, errors of accept, no descriptors, storms, silent crowds, ports that are given up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,13 +20,14 @@ from tests.faults.rig import Rig
 from tests.faults.rows import row
 from tests.faults.streams import Ends, check_quiet, discard, ends
 from tests.faults.test_streams import stop_process
-from tests.integration.daemons import Site, proc_status
+from tests.integration.daemons import Site, proc_status, relay
 from tests.support import (
     CELL,
     PATIENCE,
     SLOWNESS,
     check_keyed,
     connect,
+    free_port,
     keyed,
     needs,
     receive,
@@ -245,9 +247,7 @@ def test_l11_a_storm(rig: Rig) -> None:
         for sock in crowd:
             sock.settimeout(PATIENCE)
             until_last(sock)
-        rig.saw(
-            f"{count:,} are in after {took:.1f} s; p99 of the stream {p99 * 1000:.0f} ms, longest turn {turn * 1000:.0f} ms"
-        )
+        rig.saw(f"{count:,} in {took:.1f} s; p99 of the stream {p99 * 1000:.0f} ms, longest turn {turn * 1000:.0f} ms")
 
 
 def decided(relayed: Ends) -> int:
@@ -332,3 +332,79 @@ def test_l17_silent_clients(rig: Rig) -> None:
         assert each < 6 * 1024, f"{each:.0f} bytes each"
         assert most[1] - most[0] < MIB, f"a second crowd took {(most[1] - most[0]) / MIB:.1f} MiB more"
         rig.saw(f"{each / 1024:.1f} KiB each; a second crowd {max(0, most[1] - most[0]) / count:.0f} bytes each")
+
+
+# -- giving a port up -----------------------------------------------------------------------------
+
+
+class Dialler(threading.Thread):
+    """Connects to a port fifty times, or until it is refused or told to end; keeps what was connected."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.links: list[socket.socket] = []
+        self.ending = threading.Event()
+        self._port = port
+        self.start()
+
+    def run(self) -> None:
+        while not self.ending.is_set() and len(self.links) < 50:
+            sock = socket.socket()
+            sock.settimeout(PATIENCE)
+            try:
+                sock.connect(("127.0.0.1", self._port))
+            except ConnectionResetError:
+                sock.close()
+            except ConnectionRefusedError:
+                sock.close()
+                return
+            else:
+                self.links.append(sock)
+
+    def end(self) -> int:
+        """Return how many were connected; each of these must be at its end."""
+        self.ending.set()
+        self.join(PATIENCE)
+        for sock in self.links:
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(1) == b""
+            reset_connection(sock)
+        return len(self.links)
+
+
+@row(
+    "L18",
+    provoked="a relay is taken out, or the daemon is stopped, while four threads connect to it as fast as they can",
+    required="after it no accepted socket is left open: each of them is at its end; no descriptor is left",
+)
+def test_l18_a_relay_is_taken_out_under_connects(rig: Rig) -> None:
+    ports = free_port(), free_port()
+    on, off = (relay("one", *ports, linger_timeout="200ms", enabled=enabled) for enabled in ("yes", "no"))
+    connected = 0
+    with rig.daemon(off) as site:
+        for _ in range(rig.times(4, 200)):
+            site.configure(on, rig.control_relay)
+            site.reload()
+            diallers = [Dialler(ports[1]) for _ in range(4)]
+            time.sleep(rig.random.uniform(0, 0.03))
+            site.configure(off, rig.control_relay)
+            site.reload()
+            connected += sum(dialler.end() for dialler in diallers)
+        assert connected
+        rig.saw(f"{connected} links, all at their end")
+
+
+@row("L18", provoked="", required="")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP and SIGTERM"])
+def test_l18_a_stop_under_connects(rig: Rig, number: int) -> None:
+    port = free_port()
+    with rig.site(relay("one", free_port(), port, linger_timeout="200ms")) as site:
+        site.start()
+        diallers = [Dialler(port) for _ in range(4)]
+        wait_until(lambda: any(dialler.links for dialler in diallers), "a link")
+        site.send(number)
+        site.stop()
+        connected = sum(dialler.end() for dialler in diallers)
+        site.wait_log("event=stopped")
+        assert not site.processes() and not site.pidfile.exists()
+        rig.saw(f"stopped under {connected}")

@@ -232,14 +232,25 @@ def test_k10_a_thread_that_ended_without_a_word_is_replaced(
     with monkeypatch.context() as patch:
         patch.setattr("relayd.net.resolver._thread.start_new_thread", lambda *_: 0)
         lost = ask(resolver, "feed.example")
-        loop.advance(59)
-        lost += ask(resolver, "feed.example")
+        loop.advance(0.4)
+        lost_too = ask(resolver, "feed.example")
     assert not names.asked
-    loop.advance(2)
+    loop.advance(0.2)
     later = ask(resolver, "feed.example")
-    loop.until(lambda: later)
+    loop.until(lambda: lost and lost_too and later)
     assert isinstance(later[0], list) and len(names.asked) == 1
-    assert resolver._threads == 0
+    assert resolver._threads == 0 and not resolver._running
+
+
+def test_k10_a_look_up_that_lasts_is_not_begun_twice(loop: Loop, names: Names) -> None:
+    resolver = Resolver(loop, names)
+    first = ask(resolver, "dead.example")
+    loop.until(lambda: resolver._running)
+    loop.advance(50)
+    second = ask(resolver, "dead.example")
+    names.release()
+    loop.until(lambda: first and second)
+    assert len(names.asked) == 1
 
 
 @pytest.mark.parametrize(

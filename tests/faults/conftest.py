@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import shutil
 import subprocess
@@ -13,16 +14,19 @@ import pytest
 
 import relayd
 from tests.faults.rig import Rig
-from tests.faults.rows import TABLE, table
+from tests.faults.rows import ROWS, TABLE, table
 from tests.support import ROOT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the suite on one worker: its scenarios are about time, and one at a time is enough."""
+    """Keep each file on one worker: some share a daemon."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("faults"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+_seen: list[tuple[str, str]] = []  # (row, what was seen)
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +50,30 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def rig(request: pytest.FixtureRequest, tmp_path: Path, program: list[str]) -> Rig:
     """What a scenario runs on."""
-    options = request.config
-    return Rig(tmp_path, program, request.function.row_id, options.getoption("--seed"), options.getoption("--long"))
+    options, row_id = request.config, request.function.row_id
+
+    def note(text: str) -> None:
+        # By the report, for the test may run in another process than the one that writes the table.
+        request.node.user_properties.append((row_id, text))
+
+    return Rig(tmp_path, program, note, options.getoption("--seed"), options.getoption("--long"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what was seen where all went well."""
+    if report.when == "call" and report.passed:
+        for row_id, text in report.user_properties:
+            _seen.append((row_id, text))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the table anew, where that is asked for and all is well."""
-    if session.config.getoption("--table") and not session.testsfailed:
+    is_worker = hasattr(session.config, "workerinput")
+    if session.config.getoption("--table") and not is_worker and not session.testsfailed:
+        for file in Path(__file__).parent.glob("test_*.py"):
+            importlib.import_module(f"tests.faults.{file.stem}")
+        for row_id, text in _seen:
+            ROWS[row_id].seen.append(text)
         form = "long" if session.config.getoption("--long") else "short"
         where = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
         day = time.strftime("%Y-%m-%d", time.gmtime())

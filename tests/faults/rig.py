@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.faults.oracle import CONTROL, MIB, Oracle
-from tests.faults.rows import ROWS
 from tests.integration.daemons import Site, relay, site
 from tests.support import Namespace, free_port
 
@@ -16,13 +15,16 @@ from tests.support import Namespace, free_port
 class Rig:
     """One test's: its folder, its seed, and the daemons it starts."""
 
-    def __init__(self, folder: Path, program: Sequence[str], row_id: str, seed: int, long: bool) -> None:
+    def __init__(
+        self, folder: Path, program: Sequence[str], note: Callable[[str], None], seed: int, long: bool
+    ) -> None:
+        """`note` takes what was seen."""
         self.folder = folder
         self.program = program  # the words that start relayd
         self.long = long
         self.seed = seed
         self.random = random.Random(seed)
-        self._row_id = row_id
+        self._note = note
         self.control_ports = free_port(), free_port()
 
     def times(self, short: int, long: int) -> int:
@@ -31,7 +33,7 @@ class Rig:
 
     def saw(self, text: str) -> None:
         """Note what was seen, for the table."""
-        ROWS[self._row_id].seen.append(text)
+        self._note(text)
 
     @property
     def control_relay(self) -> str:

@@ -25,9 +25,9 @@ FAMILIES = {
 # What is not tried, and why.
 LEFT_OUT = {
     "S23": "TLS is not built",
-    "C18": "relayd does not judge a configuration file's mode; what it must not show stands in files of its own, `@FILE`",
+    "C18": "relayd does not judge a file's mode; what nobody may see stands in a file of its own, `@FILE`",
     "F8": "relayd writes no state file; the pidfile is in the P rows",
-    "K3": "failing each allocation in turn takes a build of Python with `_testcapi`; P26 and K10 make memory short for real",
+    "K3": "to fail each allocation in turn takes `_testcapi`, which is not everywhere; P26 and K10 make memory short",
     "K5": "`python -m tests.bench` has its figures: 10,000 idle clients, 10,000 and 1,000 that are fed, 15,000 at once",
     "K11": "`python -m tests.fuzz` is the long form, `tests/fuzz` the short one",
     "K12": "a day long; K1 with `--long` and other seeds is the same load, and the oracle looks at the same figures",

@@ -32,10 +32,6 @@ from tests.support import (
 )
 
 
-def daemon_inside(rig: Rig, namespace: Namespace, *relays: str, **keys):
-    return rig.daemon(*relays, namespace=namespace, **keys)
-
-
 @pytest.fixture
 def machine() -> Iterator[Namespace]:
     """A machine of the test's own."""

@@ -18,7 +18,7 @@ import pytest
 from tests.faults.rig import Rig
 from tests.faults.rows import row
 from tests.faults.streams import discard
-from tests.faults.test_connecting_faults import daemon_inside, machine
+from tests.faults.test_connecting_faults import machine
 from tests.faults.test_streams import forgive, stop_process
 from tests.integration.daemons import Site, proc_status, relay
 from tests.support import CELL, SLOWNESS, Namespace, free_port, keyed, reset_connection, wait_until
@@ -195,7 +195,7 @@ def plight(rig: Rig, machine: Namespace, host: str = "127.0.0.1", oracle: bool =
     with ExitStack() as stack:
         if oracle:
             keys = {"log": disk / "relayd.log", "pauses": True}
-            site = stack.enter_context(daemon_inside(rig, machine, *relays, **keys))
+            site = stack.enter_context(rig.daemon(*relays, namespace=machine, **keys))
         else:
             site = stack.enter_context(rig.site(*relays, log=disk / "relayd.log"))
             site.start(prefix=machine.enter)

@@ -17,7 +17,6 @@ import pytest
 from tests.faults.oracle import cpu_seconds
 from tests.faults.rig import Rig
 from tests.faults.rows import row
-from tests.faults.test_connecting_faults import daemon_inside
 from tests.faults.test_reloading import public
 from tests.integration import daemons
 from tests.integration.daemons import Site, relay
@@ -435,7 +434,7 @@ def test_l16_link_local_addresses(rig: Rig, network: str, comes_in: bool) -> Non
         for end in ("v0", "v1"):
             machine.run("ip", "link", "set", end, "up")
         machine.run("ip", "addr", "add", "fe80::1/64", "dev", "v0", "nodad")
-        with daemon_inside(rig, machine, relay("one", free_port(), f"[::]:{port}", allow=network)) as site:
+        with rig.daemon(relay("one", free_port(), f"[::]:{port}", allow=network), namespace=machine) as site:
             with spawned(*machine.enter, sys.executable, "-c", _VISITOR, "fe80::1%v0", str(port)):
                 parts = (" client=[fe80::1]:", "event=connected") if comes_in else ("event=refused", "=denied")
                 site.wait_log("relay=one", *parts)

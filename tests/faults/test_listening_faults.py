@@ -1,4 +1,4 @@
-"""Accepting: connections that are gone already, errors of accept, no descriptors, storms, silent crowds, ports that are given up."""
+"""Accepting: links that are gone already, errors of accept, no descriptors, storms, silent crowds, closed ports."""
 
 from __future__ import annotations
 

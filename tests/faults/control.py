@@ -45,13 +45,16 @@ class ControlClient:
         self._process.communicate()
 
 
-def verdict(found: dict[str, Any], pauses: bool) -> str:
-    """Return what was wrong with the untouched stream, or nothing; `pauses`: the process was stopped meanwhile."""
+def verdict(found: dict[str, Any], pauses: bool, waited: float) -> str:
+    """Return what was wrong with the untouched stream, or nothing.
+
+    `pauses`: the process was stopped meanwhile; `waited`: the seconds that the machine had no CPU for it.
+    """
     if found["error"]:
         return str(found["error"])
     worst = found["p99"] if found["cells"] >= _ENOUGH else found["p90"]
     direct = found["direct_p99"] if found["cells"] >= _ENOUGH else found["direct_p90"]
-    if not pauses and worst > _LATEST * SLOWNESS + direct:
+    if not pauses and worst > _LATEST * SLOWNESS + direct + waited:
         return f"cells came late: {found}"
     return ""
 

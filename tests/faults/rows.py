@@ -27,6 +27,7 @@ LEFT_OUT = {
     "S23": "TLS is not built",
     "C18": "relayd does not judge a file's mode; what nobody may see stands in a file of its own, `@FILE`",
     "F8": "relayd writes no state file; the pidfile is in the P rows",
+    "R6": "`python -m tests.bench` has it: 1:1 bulk against HAProxy, nginx, socat and a C program, in one run",
     "K3": "to fail each allocation in turn takes `_testcapi`, which is not everywhere; P26 and K10 make memory short",
     "K5": "`python -m tests.bench` has its figures: 10,000 idle clients, 10,000 and 1,000 that are fed, 15,000 at once",
     "K11": "`python -m tests.fuzz` is the long form, `tests/fuzz` the short one",

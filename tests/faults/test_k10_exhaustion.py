@@ -25,6 +25,8 @@ from tests.support import CELL, SLOWNESS, Namespace, free_port, keyed, reset_con
 
 __all__ = ["machine"]  # the fixture
 
+pytestmark = pytest.mark.timeout(1800)  # seconds; the long form takes its time
+
 DIALLING = 4  # relays that dial one server; two of them more than there are ports
 
 RECOVERED = 2.0  # seconds after which there is full service again
@@ -217,7 +219,7 @@ def test_k10_one_after_another(rig: Rig, machine: Namespace) -> None:
         for fault in (found.no_descriptors, found.two_ports, found.no_disk, found.full_backlog):
             with fault():
                 if fault != found.full_backlog:
-                    found.want(rig.times(1, 60))
+                    found.want(rig.times(1, 60) / 2)
             took[fault.__name__] = found.full_service()
         found.cut()
     _check(rig, took)
@@ -229,7 +231,7 @@ def test_k10_together(rig: Rig, machine: Namespace) -> None:
     with plight(rig, machine) as found:
         found.full_service()
         with found.no_descriptors(), found.two_ports(), found.no_disk():
-            found.want(rig.times(2, 60))
+            found.want(rig.times(1, 60))
         took = found.full_service()
         found.cut()
         assert found.site.lines("event=log_lost"), "nothing was lost on the full disk"
@@ -240,7 +242,7 @@ def test_k10_together(rig: Rig, machine: Namespace) -> None:
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
 def test_k10_no_memory(rig: Rig, machine: Namespace, together: bool) -> None:
     with plight(rig, machine, oracle=False) as found:
-        took = _starved(found, rig.times(2, 60), together)
+        took = _starved(found, rig.times(1, 60), together)
     _check(rig, {"all five" if together else "no memory": took})
 
 
@@ -248,7 +250,7 @@ def test_k10_no_memory(rig: Rig, machine: Namespace, together: bool) -> None:
 def test_k10_no_memory_for_a_look_up(rig: Rig, machine: Namespace) -> None:
     """A name takes a thread: one that cannot begin must neither stop the loop nor hold up the look-ups after it."""
     with plight(rig, machine, "localhost", oracle=False) as found:
-        took = _starved(found, rig.times(2, 60), together=False)
+        took = _starved(found, rig.times(1, 60), together=False)
     _check(rig, {"no memory, with names": took})
 
 

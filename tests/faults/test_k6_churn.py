@@ -8,11 +8,15 @@ import threading
 from collections import Counter
 from contextlib import ExitStack
 
+import pytest
+
 from tests.faults.rig import Rig
 from tests.faults.rows import row
 from tests.faults.streams import Ends
 from tests.integration.daemons import Feed, relay
 from tests.support import PATIENCE, Collector, check_keyed, free_port, receive, reset_connection, wait_until
+
+pytestmark = pytest.mark.timeout(1800)  # seconds; the long form takes its time
 
 KINDS = ("rst", "fin", "half-close", "fin with unread input", "talker", "denied")
 
@@ -81,7 +85,7 @@ def test_k6_churn(rig: Rig) -> None:
     with rig.daemon(relay("one", *ports, framing="line", deny=DENIED)) as site, ExitStack() as stack:
         ends = Ends(site, stack, "one", *ports, connects=False)
         client, source = ends.client(), ends.source()
-        collector, feed = Collector(client), Feed(source, "feed", cells=5)
+        collector, feed = Collector(client), Feed(source, "feed", cells=50)
         visitors = [Visitors(ports[1], visits // crowd, rig.random.getrandbits(32)) for _ in range(crowd)]
         kinds: Counter[str] = sum((visitor.end() for visitor in visitors), Counter())
         wait_until(lambda: len(site.relay("one")["destinations"]) == 1, "the end of all visits")
@@ -92,5 +96,5 @@ def test_k6_churn(rig: Rig) -> None:
         assert totals["destination_links"] == came_in + 1 and totals["refused"] == kinds["denied"], (totals, kinds)
         closed = site.lines("relay=one client=", "event=closed", "reason=")
         assert len(closed) == came_in, f"{len(closed)} of {came_in} were logged as closed"
-        rig.saw(f"{came_in:,} let in, {kinds['denied']:,} denied; {sent / 1e6:.1f} MB to the one that stayed")
+        rig.saw(f"{came_in:,} let in, {kinds['denied']:,} denied; {sent / 1e3:.0f} kB to the one that stayed")
         client.shutdown(socket.SHUT_RDWR)

@@ -36,6 +36,8 @@ from tests.support import (
     wait_until,
 )
 
+pytestmark = pytest.mark.timeout(1800)  # seconds; the long form takes its time
+
 # What accept(2) has treated like EAGAIN: errors of the one connection that is gone.
 OF_ONE_CONNECTION = (
     "ECONNABORTED", "EINTR", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH",
@@ -160,7 +162,7 @@ def test_l8_no_descriptors(rig: Rig) -> None:
         resource.prlimit(site.pid, resource.RLIMIT_NOFILE, (len(site.descriptors()) + 20, hard))
         waiting = dial(stack, relayed.port, 60)
         site.wait_log("relay=one", "event=accepting_paused", "reason=EMFILE")
-        before, seconds = cpu_seconds(site.pid), rig.times(2, 20)
+        before, seconds = cpu_seconds(site.pid), rig.times(1, 20)
         for number in range(10 * seconds):
             source.sendall(keyed("feed", number, 1))
             check_keyed("feed", receive(client, CELL), number)
@@ -183,7 +185,7 @@ def test_l8_no_descriptors(rig: Rig) -> None:
 
 @row(
     "L9",
-    provoked="accept fails with ENFILE, ENOBUFS, ENOMEM for more than a second, under 20 clients",
+    provoked="accept fails with ENFILE, ENOBUFS, ENOMEM for a while, under 20 clients",
     required="one attempt a second and one line of the log, however many wait; all come in within 1.2 s of its end",
 )
 @pytest.mark.parametrize("error", ["ENFILE", "ENOBUFS", "ENOMEM"])
@@ -194,16 +196,16 @@ def test_l9_no_memory(rig: Rig, error: str) -> None:
             dial(stack, relayed.port, 20)
             site.wait_log("relay=one", "event=accepting_paused", f"reason={error}")
             began = time.monotonic()
-            seconds = rig.times(1, 12)
-            time.sleep(seconds + PAUSE / 4)
+            seconds = rig.times(0, 12) + PAUSE / 4  # so that it does not end in the midst of an attempt
+            time.sleep(seconds)
             attempts = trace.read_text().count("INJECTED")
-            assert attempts <= 2 + (time.monotonic() - began) / PAUSE, f"{attempts} attempts in {seconds} s"
+            assert attempts <= 2 + (time.monotonic() - began) / PAUSE, f"{attempts} attempts in {seconds:.1f} s"
         began = time.monotonic()
         wait_until(lambda: clients_of(site) == 20, "all of them")
         took = time.monotonic() - began
         assert took < PAUSE + 0.2 * SLOWNESS, took
         assert len(site.lines("event=accepting_paused")) <= 1 + 2 * (seconds // 10), site.tail()
-        rig.saw(f"{error}: {attempts} attempts in {seconds} s; all in after {took:.2f} s")
+        rig.saw(f"{error}: {attempts} attempts in {seconds:.1f} s; all in after {took:.2f} s")
 
 
 def counted(site: Site, event: str) -> int:

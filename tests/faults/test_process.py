@@ -366,12 +366,12 @@ def test_p20_names_beyond_ascii(rig: Rig, name: str) -> None:
         site.send(signal.SIGHUP)
         site.wait_log("event=reload_failed", "relayd.ini:")
         assert "relayd.ini:" in site.status()["reload"]["error"]
-        for words in (["reload"], ["status"]):
+        for words, said in (["reload"], b"relay two"), (["status"], b"last reload failed"):
             command = [str(Path(site.program[0]).with_name("relayctl")), "--socket", str(site.control), *words]
             done = subprocess.run(
                 command, capture_output=True, env=_environ(LANG="C", LC_ALL="C"), timeout=PATIENCE, check=False
             )
-            assert b"Traceback" not in done.stderr and b"relay two" in done.stdout + done.stderr, done
+            assert b"Traceback" not in done.stderr and said in done.stdout + done.stderr, done
         site.file.write_text(text)
         site.hang_up()
         stop(site)

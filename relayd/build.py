@@ -39,6 +39,9 @@ from relayd.sink import SinkSettings
 # replaced again and again (two feeders that fight, a loop through another daemon) must not take all descriptors.
 _SOURCES_MAX = 16
 
+# What the loop may watch beside links, listeners most of all, out of the reserve of the descriptor limit.
+_NO_LINKS = 16
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -190,8 +193,13 @@ class _Builder:
     def _admission(self, end: End) -> Admission:
         config = self._config
         if end.is_source:
-            return Admission(AccessList(config.source_allow, config.source_deny), _SOURCES_MAX, 0)
-        return Admission(AccessList(config.allow, config.deny), self._max_clients(), config.max_clients_per_ip)
+            return Admission(AccessList(config.source_allow, config.source_deny), _SOURCES_MAX, 0, self._has_room)
+        access = AccessList(config.allow, config.deny)
+        return Admission(access, self._max_clients(), config.max_clients_per_ip, self._has_room)
+
+    def _has_room(self) -> bool:
+        """Whether the clients of all relays together leave what is kept for the control socket, files and look-ups."""
+        return self._shared.reactor.watched < self._shared.max_links + _NO_LINKS
 
     def _max_clients(self) -> int:
         wanted, possible = self._config.max_clients, self._shared.max_links

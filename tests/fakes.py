@@ -57,6 +57,11 @@ class FakeReactor:
     # -- for the test -----------------------------------------------------------------------------
 
     @property
+    def watched(self) -> int:
+        """How many handlers have asked for something."""
+        return len(self.interest)
+
+    @property
     def timers(self) -> int:
         """How many calls are due in the future."""
         return len(self._timers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from relayd.address import Address
@@ -24,8 +24,16 @@ from relayd.policy.loops import End, LoopGuard
 class Admission:
     """Who may come in at one end: by address, by number, by number per address (0: no limit)."""
 
-    def __init__(self, access: AccessList, max_links: int, max_links_per_ip: int) -> None:
+    def __init__(
+        self,
+        access: AccessList,
+        max_links: int,
+        max_links_per_ip: int,
+        has_room: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`has_room()`: whether the process has a descriptor to spare."""
         self._access = access
+        self._has_room = has_room
         self._max_links = max_links
         self._max_links_per_ip = max_links_per_ip
         self._by_host: Counter[str] = Counter()
@@ -36,7 +44,7 @@ class Admission:
         host = _host(peer)
         if host and not self._access.permits(host):
             return "denied"
-        if self._max_links and self._links >= self._max_links:
+        if (self._max_links and self._links >= self._max_links) or not self._has_room():
             return "full"
         if host and self._max_links_per_ip and self._by_host[host] >= self._max_links_per_ip:
             return "full_for_ip"

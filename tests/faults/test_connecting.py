@@ -158,7 +158,8 @@ def test_n11_a_thousand_flaps(rig: Rig) -> None:
     # Every link counts as stable, so that the waits stay short until nobody listens any more.
     keys = {"reconnect": "10ms..10s", "stable_after": 0, "linger_timeout": "100ms"}
     with rig.daemon(
-        *(relay(f"in{peer.port}", peer.port, free_port(), "connect-listen", **keys) for peer in peers)
+        *(relay(f"in{peer.port}", peer.port, free_port(), "connect-listen", **keys) for peer in peers),
+        log_level="error",  # a hundred links a second that come and go are a hundred changes of state
     ) as site:
         before = len(site.descriptors())
         wait_until(lambda: all(len(peer.came) >= flaps for peer in peers), f"{flaps} flaps")

@@ -74,13 +74,13 @@ class Visitors(threading.Thread):
 
 @row(
     "K6",
-    provoked="100,000 clients (3,000 in the short form), eight at a time: RST, FIN, FIN with unread input, half-close, "
+    provoked="100,000 clients (3,000 in the short form), four at a time: RST, FIN, FIN with unread input, half-close, "
     "such as talk, such as are denied",
     required="those who wait for data get it, the denied are reset; each that came in is logged as closed, with a "
     "reason; one client misses no byte of it all; nothing is left, less than 2 MiB",
 )
 def test_k6_churn(rig: Rig) -> None:
-    visits, crowd = rig.times(3000, 100_000), 8
+    visits, crowd = rig.times(3000, 100_000), 4
     ports = free_port(), free_port()
     with rig.daemon(relay("one", *ports, framing="line", deny=DENIED)) as site, ExitStack() as stack:
         ends = Ends(site, stack, "one", *ports, connects=False)

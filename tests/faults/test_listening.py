@@ -424,8 +424,9 @@ def test_l16_mapped_addresses(rig: Rig) -> None:
 # Stays until it is killed, which resets the connection.
 _VISITOR = """
 import socket, sys
-sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0\\0\\0\\0\\0")
+sock = socket.socket(socket.AF_INET6)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0\\0\\0\\0\\0")  # however it ends
+sock.connect(socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)[0][4])
 sock.recv(1)
 """
 

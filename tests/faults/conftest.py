@@ -56,6 +56,7 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path, program: list[str]) -> R
         # By the report, for the test may run in another process than the one that writes the table.
         request.node.user_properties.append((row_id, text))
 
+    note("")
     return Rig(tmp_path, program, note, options.getoption("--seed"), options.getoption("--long"))
 
 
@@ -73,7 +74,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         for file in Path(__file__).parent.glob("test_*.py"):
             importlib.import_module(f"tests.faults.{file.stem}")
         for row_id, text in _seen:
-            ROWS[row_id].seen.append(text)
+            ROWS[row_id].seen += [text] if text else []
+        for row_id, _ in _seen:  # it ran, and there was no figure to tell
+            ROWS[row_id].seen = ROWS[row_id].seen or ["as required"]
         form = "long" if session.config.getoption("--long") else "short"
         where = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
         day = time.strftime("%Y-%m-%d", time.gmtime())

@@ -86,6 +86,11 @@ def come_and_go(site: Site, port: int, times: int) -> list[str]:
     return names
 
 
+def lost_lines(site: Site) -> int:
+    """Return how many lines the log says it has lost."""
+    return sum(int(line.rpartition("lines=")[2]) for line in site.lines("event=log_lost"))
+
+
 # -- the log --------------------------------------------------------------------------------------
 
 
@@ -109,10 +114,10 @@ def test_f1_a_full_disk(rig: Rig) -> None:
                     stream.flows(100)
                 ballast.unlink()
                 come_and_go(site, ports[1], 1)
-                line = site.wait_log("event=log_lost")
-                lost = int(line.rpartition("lines=")[2])
-                # Each client has two lines; the last block of the file may have had room for a hundred.
-                assert 2 * clients - 100 < lost <= 2 * clients
+                # Each client has two lines; the last block of the file may have had room for a hundred, and for a
+                # short one that tells of a longer one.
+                wait_until(lambda: 2 * clients - 100 < lost_lines(site) <= 2 * clients, "what was lost")
+                lost = lost_lines(site)
                 stream.flows()
             wait_until(lambda: not site.relay("one")["destinations"], "the end of the links")
         rig.saw(f"{lost} lines of {2 * clients} lost and told")
@@ -219,12 +224,13 @@ def test_f3_syslog_that_nobody_reads(rig: Rig) -> None:
     "a request to the control socket with the same",
     required="a line stays one line of printable ASCII, the name in it quoted and escaped, and nobody forges a field",
 )
-def test_f6_injection(rig: Rig) -> None:
+def test_f6_injection(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(rig.folder)  # a socket's path has 107 bytes at most, too few for the folder and this name
     evil = 'x\n2026-01-01T00:00:00.000Z error event=forged \x1b[31m" relay=other\u202e\x7f'
     port, door = free_port(), rig.folder / "door"
     with rig.daemon(relay("one", port, f"unix:{door}")) as site:
         with socket.socket(socket.AF_UNIX) as client, connect(port) as source:
-            client.bind(str(rig.folder / evil))
+            client.bind(evil)
             client.connect(str(door))
             line = site.wait_log("relay=one", "client=", "event=connected")
             assert not site.ask("kick", relay="one", peer=evil)["ok"]

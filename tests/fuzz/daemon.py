@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,7 @@ class Daemon:
 
     def __init__(self, path: Path) -> None:
         """`path` is a file that holds CONFIG."""
+        gc.freeze()  # a reload collects garbage, which is to look at what is its own, not at all that this process has
         self._path = path
         self.loop = Loop()
         log, self.lines = event_log(self.loop)
@@ -113,6 +115,7 @@ class Daemon:
         self._pool.close()
         left = self.loop.handlers
         self.loop.close()
+        gc.unfreeze()
         if kind is None:  # else that is what there is to tell
             assert not self.loop.failures, self.loop.failures
             assert not callers, "a caller that has gone is still there"

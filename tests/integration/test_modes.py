@@ -289,8 +289,9 @@ def test_a_client_that_half_closes_goes_on_receiving(mode: str) -> None:
 
 # -- connected destinations come and go -----------------------------------------------------------
 
-# Records of all lengths: whatever a kernel takes at once, it hardly ever ends where a record does.
-UNEVEN = b"".join(b"record:%07d:%s\n" % (number, b"x" * (number % 61)) for number in range(250_000))
+# Records of all lengths: whatever a kernel takes at once, it hardly ever ends where a record does. 32 MB: more than the
+# kernels on the way have been seen to take.
+UNEVEN = b"".join(b"record:%07d:%s\n" % (number, b"x" * (number % 61)) for number in range(700_000))
 
 
 @pytest.mark.parametrize("kill", KILLS)

@@ -135,8 +135,9 @@ class Pipeline:
             if link is None:
                 sink.put(chunk)
                 continue
+            push = link.push  # an attribute that is called at once is looked up the slow way
             try:
-                taken = link.push(data)
+                taken = push(data)
             except OSError as error:
                 link.push_failed(error)
                 taken = 0

@@ -18,12 +18,14 @@ from tests.faults.rows import ROWS, TABLE, table
 from tests.support import ROOT
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each file on one worker: some share a daemon."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep each file on one worker: some share a daemon. Give the long form its time."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            if config.getoption("--long"):
+                item.add_marker(pytest.mark.timeout(2 * 3600))  # seconds; K8 alone takes 45 minutes
 
 
 _seen: list[tuple[str, str]] = []  # (row, what was seen)

@@ -25,7 +25,6 @@ from tests.support import CELL, SLOWNESS, Namespace, free_port, keyed, reset_con
 
 __all__ = ["machine"]  # the fixture
 
-pytestmark = pytest.mark.timeout(1800)  # seconds; the long form takes its time
 
 DIALLING = 4  # relays that dial one server; two of them more than there are ports
 

@@ -357,7 +357,6 @@ def normal(program: list[str], tmp_path_factory: pytest.TempPathFactory) -> Norm
     required="it ends with status 1 or 2 and the reason, or lives: the next clients of all relays are served, a reload "
     "succeeds, nothing is left behind, less than 5 % CPU, no traceback; SIGTERM ends it with 0",
 )
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("call", ERRNOS)
 def test_k2_the_nth_call_fails(rig: Rig, normal: Normal, call: str) -> None:
     every = cases(call)

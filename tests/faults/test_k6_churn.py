@@ -8,15 +8,11 @@ import threading
 from collections import Counter
 from contextlib import ExitStack
 
-import pytest
-
 from tests.faults.rig import Rig
 from tests.faults.rows import row
 from tests.faults.streams import Ends
 from tests.integration.daemons import Feed, relay
 from tests.support import PATIENCE, Collector, check_keyed, free_port, receive, reset_connection, wait_until
-
-pytestmark = pytest.mark.timeout(1800)  # seconds; the long form takes its time
 
 KINDS = ("rst", "fin", "half-close", "fin with unread input", "talker", "denied")
 

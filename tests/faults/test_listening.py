@@ -37,7 +37,6 @@ from tests.support import (
 
 __all__ = ["public"]  # the fixture
 
-pytestmark = pytest.mark.timeout(1800)  # seconds; the long form takes its time
 
 FOREIGN = "192.0.2.7"  # documentation's (RFC 5737): no address of this machine
 

@@ -36,8 +36,6 @@ from tests.support import (
     wait_until,
 )
 
-pytestmark = pytest.mark.timeout(1800)  # seconds; the long form takes its time
-
 # What accept(2) has treated like EAGAIN: errors of the one connection that is gone.
 OF_ONE_CONNECTION = (
     "ECONNABORTED", "EINTR", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH",

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
 from tests.faults.oracle import MIB, cpu_seconds
 from tests.faults.rig import Rig
 from tests.faults.rows import row
@@ -38,8 +36,6 @@ from tests.support import (
     spawned,
     wait_until,
 )
-
-pytestmark = pytest.mark.timeout(1800)  # seconds; the long form takes its time
 
 
 def churn(relayed: Ends, rounds: int) -> None:

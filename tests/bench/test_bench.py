@@ -161,6 +161,7 @@ def test_a_stream_that_never_comes_is_no_success(programs: Path) -> None:
 )
 def test_a_small_run_is_intact(programs: Path, chain: Chain, peer: str, load: dict[str, float]) -> None:
     keys = {"overflow": "block"}
+    load = {**load, "patience": PATIENCE}
     case = Case("tiny", "tiny", chain, "bytes" in load, load, (peer,), keys)
     row = run_once(case, PEERS[peer], Cores.choose(), programs, quick=False, settle=0)
     assert row["trouble"] == ""

@@ -10,9 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +21,6 @@ from tests.integration.daemons import (
     RELAYD,
     Site,
     daemon,
-    descriptors,
     proc_status,
     relay,
     site,
@@ -42,11 +39,9 @@ from tests.support import (
     free_port,
     keyed,
     listener,
-    needs,
     receive,
     relayd,
     silent_name_server,
-    spawned,
     stalled_client,
     wait_until,
 )
@@ -153,51 +148,6 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
         assert not there.pidfile.exists()
 
 
-def unwritable(tmp_path: Path, kind: str) -> Path:
-    path = tmp_path / "bad.pid"
-    if kind == "missing":
-        return tmp_path / "missing" / "bad.pid"
-    if kind == "sysfs":
-        return Path("/sys/relayd-bad.pid")
-    if kind == "directory":
-        path.mkdir()
-    elif kind == "symlink":
-        path.symlink_to(tmp_path / "precious")
-        (tmp_path / "precious").write_text("42\n")
-    elif kind == "fifo":
-        os.mkfifo(path)
-    return path
-
-
-@pytest.mark.parametrize("kind", ["missing", "sysfs", "directory", "symlink", "fifo"])
-def test_a_pidfile_that_cannot_be_written(tmp_path: Path, kind: str) -> None:
-    """FAULTS P15."""
-    path = unwritable(tmp_path, kind)
-    with site(tmp_path, relay("one", free_port(), free_port()), pidfile=path) as there:
-        said = refused(there)
-        assert len(said.splitlines()) == 1 and str(path) in said and "pidfile" in said
-        if kind == "symlink":
-            assert (tmp_path / "precious").read_text() == "42\n"
-
-
-def test_a_full_disk_leaves_no_empty_pidfile(tmp_path: Path) -> None:
-    """FAULTS P15, FULL."""
-    with Namespace() as namespace:
-        full = tmp_path / "full"
-        full.mkdir()
-        namespace.run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", full)
-        inside = Path(f"/proc/{namespace.pid}/root{full}")
-        with contextlib.suppress(OSError), (inside / "ballast").open("wb", buffering=0) as file:
-            while file.write(bytes(4096)):
-                pass
-        with site(tmp_path, relay("one", free_port(), free_port()), pidfile=full / "relayd.pid") as there:
-            done = there.launch(prefix=namespace.enter)
-            assert done.returncode == 1
-            assert f"cannot write pidfile {full}/relayd.pid: No space left on device" in done.stderr
-            assert os.listdir(inside) == ["ballast"]
-            assert there.processes() == []
-
-
 @pytest.mark.parametrize("key", ["user", "group"])
 @pytest.mark.parametrize("words", [[], ["--foreground"]])
 def test_an_unknown_user_or_group(tmp_path: Path, key: str, words: list[str]) -> None:
@@ -221,92 +171,12 @@ def test_what_needs_a_terminal_is_refused_with_2(
 # -- being alone ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [[], ["--foreground"]])
-def test_a_second_instance_names_the_first(tmp_path: Path, words: list[str]) -> None:
-    """FAULTS P14."""
-    source_port, port = free_port(), free_port()
-    with daemon(tmp_path, relay("one", source_port, port)) as running:
-        pid = running.pid
-        done = running.launch(*words)
-        assert done.returncode == 1
-        assert done.stderr == f"relayd: already running, with pid {pid} ({running.pidfile})\n"
-        assert running.processes() == [pid] and running.pid == pid
-        passes(source_port, port)
-
-
-def test_after_kill_9_it_starts_again(tmp_path: Path) -> None:
-    """FAULTS P12: a stale pidfile and dead sockets are replaced, with a log line."""
-    source_port, local = free_port(), tmp_path / "s"
-    with daemon(tmp_path, relay("one", source_port, f"unix:{local}")) as running:
-        first = running.pid
-        running.stop(signal.SIGKILL)
-        assert running.pid == first and local.exists()
-        running.start()
-        assert running.processes() == [running.pid] and running.pid != first
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(local))
-        assert running.lines("pidfile", str(first)), "no log line tells of the stale pidfile"
-
-
-def test_a_pidfile_with_the_pid_of_another_program(tmp_path: Path) -> None:
-    """FAULTS P13: the number may have been given to somebody else by now, who is not hurt."""
-    with site(tmp_path, relay("one", free_port(), free_port())) as there, spawned("sleep", "1000") as innocent:
-        there.pidfile.write_text(f"{innocent.pid}\n")
-        there.start()
-        assert there.pid != innocent.pid and there.processes() == [there.pid]
-        there.stop()
-        assert innocent.poll() is None
-        assert not there.pidfile.exists()
-
-
 @pytest.mark.parametrize("content", ["", "rubbish\n", "99999999999999999999\n", "-1\n", "\0\0\0\0"])
 def test_a_pidfile_with_rubbish(tmp_path: Path, content: str) -> None:
     with site(tmp_path, relay("one", free_port(), free_port())) as there:
         there.pidfile.write_text(content)
         there.start()
         assert there.processes() == [there.pid]
-
-
-def test_of_twenty_starts_at_once_one_lives(tmp_path: Path) -> None:
-    """FAULTS P14."""
-    source_port, port = free_port(), free_port()
-    with site(tmp_path, relay("one", source_port, port)) as there:
-        there.pidfile.write_text("999999\n")  # stale, which is what the race is about
-        words = [*RELAYD, "--config", str(there.file)]
-        starts = [
-            subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-            for _ in range(20)
-        ]
-        said = [start.communicate(timeout=PATIENCE)[1] for start in starts]
-        codes = [start.returncode for start in starts]
-        assert sorted(codes) == [0] + 19 * [1], (codes, said)
-        assert all("already running, with pid " in text for text, code in zip(said, codes, strict=True) if code), said
-        wait_until(lambda: there.processes() == [there.pid], "one process")
-        passes(source_port, port)
-
-
-def test_sigterm_during_the_start(tmp_path: Path) -> None:
-    """FAULTS P3: whenever it comes, nothing is left that keeps the next one from starting."""
-    source_port, local = free_port(), tmp_path / "s"
-    with site(tmp_path, relay("one", source_port, f"unix:{local}")) as there:
-        for tenths in range(10):
-            words = [*RELAYD, "--config", str(there.file)]
-            with spawned(*words, cwd=ROOT, stderr=subprocess.PIPE) as start:
-                time.sleep(0.025 * tenths * SLOWNESS)
-                deadline = time.monotonic() + PATIENCE
-                while pids := there.processes():
-                    assert time.monotonic() < deadline, f"{pids} live on"
-                    for pid in pids:
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGTERM)
-                    start.poll()  # bury it
-                    time.sleep(0.02)
-                said = start.communicate(timeout=PATIENCE)[1].decode()
-                assert "Traceback" not in said, said
-        there.start()
-        assert there.processes() == [there.pid]
-        there.stop()
-        assert sorted(os.listdir(tmp_path)) == ["relayd.ini", "relayd.log"]
 
 
 # -- giving up root -------------------------------------------------------------------------------
@@ -386,57 +256,6 @@ def serves(there: Site, source_port: int, port: int) -> None:
     assert not there.pidfile.exists()
 
 
-@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-", ">&-", "2>&-"])
-def test_p18_standard_descriptors_that_are_closed(tmp_path: Path, closed: str) -> None:
-    source_port, port = free_port(), free_port()
-    with site(tmp_path, relay("one", source_port, port)) as there:
-        done = there.launch(prefix=["sh", "-c", f'exec "$@" {closed}', "sh"])
-        assert (done.returncode, done.stderr) == (0, "")
-        serves(there, source_port, port)
-
-
-def test_p18_in_the_foreground_they_never_become_sockets(tmp_path: Path) -> None:
-    source_port, port = free_port(), free_port()
-    with site(tmp_path, relay("one", source_port, port)) as there:
-        words = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *RELAYD, "--config", str(there.file), "--foreground"]
-        with spawned(*words, cwd=ROOT) as process:
-            there.wait_log("event=started")
-            passes(source_port, port)
-            assert {descriptors(process.pid)[fd] for fd in (0, 1, 2)} == {os.devnull}
-            process.terminate()
-            assert process.wait(PATIENCE) == 0
-
-
-def test_stdin_is_a_socket(tmp_path: Path) -> None:
-    """FACTS 2: python-daemon takes that for inetd's doing and does not detach."""
-    source_port, port = free_port(), free_port()
-    mine, theirs = socket.socketpair()
-    with mine, theirs, site(tmp_path, relay("one", source_port, port)) as there:
-        there.start(stdin=theirs)
-        serves(there, source_port, port)
-
-
-def test_the_c_locale_and_a_name_beyond_ascii(tmp_path: Path) -> None:
-    """FAULTS P20."""
-    folder = tmp_path / "Größe"
-    folder.mkdir()
-    source_port, port = free_port(), free_port()
-    environ = {key: value for key, value in os.environ.items() if key != "HOME"} | {"LANG": "C", "LC_ALL": "C"}
-    with site(folder, relay("one", source_port, port)) as there:
-        there.start(env=environ)
-        serves(there, source_port, port)
-
-
-def test_the_working_directory_is_deleted(tmp_path: Path) -> None:
-    source_port, port = free_port(), free_port()
-    gone = tmp_path / "gone"
-    with site(tmp_path, relay("one", source_port, port)) as there:
-        gone.mkdir()
-        words = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(gone)]
-        there.start(prefix=words, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        serves(there, source_port, port)
-
-
 def test_a_config_named_relative_to_the_working_directory(tmp_path: Path) -> None:
     source_port, port = free_port(), free_port()
     with site(tmp_path, relay("one", source_port, port)) as there:
@@ -449,33 +268,6 @@ def test_a_config_named_relative_to_the_working_directory(tmp_path: Path) -> Non
         finally:
             with contextlib.suppress(OSError, ValueError):
                 os.kill(there.pid, signal.SIGKILL)
-
-
-def test_nohup_and_blocked_signals(tmp_path: Path) -> None:
-    """FAULTS P19: what the parent ignores or blocks must not make the daemon deaf."""
-    source_port, port = free_port(), free_port()
-    numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-    def deafen() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-
-    with site(tmp_path, relay("one", source_port, port)) as there:
-        there.start(preexec_fn=deafen)
-        assert int(proc_status(there.pid)["SigBlk"], 16) == 0, "signals are blocked for ever"
-        serves(there, source_port, port)
-
-
-def test_inherited_descriptors_are_closed(tmp_path: Path) -> None:
-    """FAULTS P19: the daemon keeps nobody's pipe open."""
-    source_port, port = free_port(), free_port()
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as pipe, site(tmp_path, relay("one", source_port, port)) as there:
-        there.start(pass_fds=[writer])
-        os.close(writer)
-        assert pipe.read() == b""  # its other end is closed everywhere
-        serves(there, source_port, port)
 
 
 def test_umask_0(tmp_path: Path) -> None:
@@ -565,19 +357,6 @@ def test_it_ends_in_time_in_every_state(tmp_path: Path, state: State, number: in
         assert running.lines("event=stopped") and not running.pidfile.exists()
 
 
-@pytest.mark.parametrize("state", [zero_window, lingering, connected], ids=lambda state: state.__name__)
-def test_the_second_signal_ends_it_at_once(tmp_path: Path, state: State) -> None:
-    """FAULTS P4."""
-    with ExitStack() as stack:
-        text, bring = state(stack)
-        running = stack.enter_context(daemon(tmp_path, text, drain_timeout="1h"))
-        bring(running)
-        running.send(signal.SIGTERM)
-        running.wait_log("event=stopping")
-        assert running.stop(signal.SIGINT) < SOON
-        assert running.lines("event=stopped")
-
-
 def test_it_ends_while_a_name_is_looked_up(tmp_path: Path) -> None:
     """FAULTS P3, DNSX: the thread that waits for the name server does not hold it."""
     with Namespace() as namespace, ExitStack() as stack:
@@ -615,50 +394,3 @@ def test_relayd_in_the_foreground_has_a_pidfile_too(tmp_path: Path) -> None:
             assert there.pid == running.process.pid
             assert running.stop() == 0
         assert not there.pidfile.exists() and not there.control.exists()
-
-
-@needs_root
-def test_it_forks_and_executes_nothing(tmp_path: Path) -> None:
-    """FAULTS P21: once it runs, all its descriptors are closed at an exec that never comes."""
-    needs("strace")
-    source_port, port = free_port(), free_port()
-    with daemon(tmp_path, relay("one", source_port, port, dump="text", dump_file=tmp_path / "dump")) as running:
-        with connect(source_port), connect(port):
-            running.wait_log("event=connected", times=2)
-            for fd in running.descriptors():
-                flags = Path(f"/proc/{running.pid}/fdinfo/{fd}").read_text().split("flags:")[1].split()[0]
-                assert fd <= 2 or int(flags, 8) & os.O_CLOEXEC, f"{fd} is {running.descriptors()[fd]}"
-        trace = tmp_path / "trace"
-        with spawned("strace", "-f", "-e", "trace=execve,fork,vfork", "-o", trace, "-p", str(running.pid)):
-            wait_until(trace.exists, "strace")
-            running.hang_up()
-            running.send(signal.SIGUSR1)
-            running.wait_log("event=reopened")
-            running.stop()
-        assert "execve" not in trace.read_text() and "fork" not in trace.read_text()
-
-
-def test_python_development_mode_sees_nothing(tmp_path: Path) -> None:
-    """FAULTS P28: no descriptor is forgotten, from the start to the end."""
-    source_port, port = free_port(), free_port()
-    with site(tmp_path, relay("one", source_port, port), log="stderr") as there:
-        words = [
-            sys.executable,
-            "-X",
-            "dev",
-            "-W",
-            "error",
-            "-m",
-            "relayd",
-            "--config",
-            str(there.file),
-            "--foreground",
-        ]
-        with spawned(*words, cwd=ROOT, stderr=subprocess.PIPE) as process:
-            wait_until(there.control.exists, "the start")
-            passes(source_port, port)
-            there.reload()
-            process.terminate()
-            said = process.communicate(timeout=PATIENCE)[1].decode()
-        assert process.returncode == 0
-        assert "Warning" not in said and "Traceback" not in said, said

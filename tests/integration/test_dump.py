@@ -13,7 +13,6 @@ import pytest
 from tests.support import (
     CELL,
     Collector,
-    Namespace,
     Sender,
     bulk,
     check_keyed,
@@ -162,22 +161,3 @@ def test_a_dump_whose_reader_has_left_delays_nothing() -> None:
             ends.source.sendall(keyed("feed", first, 100))
             assert check_keyed("feed", receive(ends.client, 100 * CELL), first)
         assert ends.running.process.poll() is None
-
-
-def test_a_full_disk_is_told_once_and_the_stream_goes_on(tmp_path: Path) -> None:
-    """FAULTS FULL: dump_file on a file system of 64 KiB."""
-    source_port, port = free_port(), free_port()
-    with Namespace() as namespace, ExitStack() as stack:
-        namespace.run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path)
-        words = f"127.0.0.1:{source_port}", f"127.0.0.1:{port}", "--mode", "listen-listen", "-o", "framing=line"
-        options = ("--dump=raw", "-o", f"dump_file={tmp_path}/dump")
-        running = stack.enter_context(relayd(*words, *options, prefix=namespace.enter))
-        source, client = namespace.connect(source_port), namespace.connect(port)
-        stack.enter_context(source)
-        stack.enter_context(client)
-        running.wait_log("event=connected", times=2)
-        for first in range(0, 20_000, 100):
-            source.sendall(keyed("feed", first, 100))
-            assert check_keyed("feed", receive(client, 100 * CELL), first)
-        running.wait_log("event=dump_suspended", "No space left")
-        assert len(running.logged("dump_")) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import threading
@@ -139,22 +138,6 @@ def test_an_untouched_relay_misses_nothing_in_100_reloads(tmp_path: Path, stack:
             assert after[name] == before[name], name
         assert len(running.lines("event=reloaded")) == 100
         assert not running.lines("relay=still", "event=closed")
-
-
-def test_nothing_changed_nothing_happens(tmp_path: Path, pair: Pair) -> None:
-    with daemon(tmp_path, pair.text("one")) as running:
-        source, clients = pair.links(running, "one")
-        before, lines = running.relay("one")["totals"], running.lines("relay=one")
-        descriptors = running.descriptors()
-        for _ in range(20):
-            running.hang_up()
-        assert running.relay("one")["totals"] == before
-        assert running.lines("relay=one") == lines
-        # The same sockets under the same numbers; only the askers' own links come and go.
-        wait_until(lambda: running.descriptors().items() <= descriptors.items(), "the same descriptors")
-        assert len(descriptors) - len(running.descriptors()) <= 1
-        assert running.lines("event=reloaded", "1 unchanged")
-        carries(source, clients)
 
 
 # -- limits and policies, live --------------------------------------------------------------------
@@ -556,87 +539,6 @@ def test_an_address_that_widens(tmp_path: Path, pair: Pair, stack: ExitStack) ->
 # -- what cannot be done --------------------------------------------------------------------------
 
 
-def test_a_port_in_use_leaves_everything_as_it_was(tmp_path: Path, stack: ExitStack) -> None:
-    """FAULTS P10: not one of the changes is made."""
-    one, two, three = Pair(stack), Pair(stack), Pair(stack)
-    taken = stack.enter_context(listener()).getsockname()[1]
-    local, dump = tmp_path / "s", tmp_path / "dump"
-    before = [one.text("one"), two.text("two", max_clients=5)]
-    with daemon(tmp_path, *before) as running:
-        links, others = one.links(running, "one"), two.links(running, "two")
-        descriptors = running.descriptors()
-        running.configure(
-            two.text("two", max_clients=1, dump="raw", dump_file=dump),
-            three.text("three"),
-            relay("local", free_port(), f"unix:{local}"),
-            relay("bad", three.source_port + 1, taken),
-        )
-        done = running.relayctl("reload")
-        assert done.returncode == 1
-        assert f"[relay bad] cannot listen on 127.0.0.1:{taken}: Address already in use" in done.stderr
-        running.send(signal.SIGHUP)
-        line = running.wait_log("event=reload_failed", times=2)
-        assert f"127.0.0.1:{taken}" in line
-        carries(*links)
-        carries(*others)
-        others[1].append(two.client())  # the limit is the old one
-        wait_until(lambda: up(running, "two") == (True, 2))
-        carries(*others)
-        assert is_refused(three.port) and is_refused(three.source_port) and not local.exists()
-        others[1].pop().close()
-        wait_until(lambda: len(running.descriptors()) <= len(descriptors) + 1)  # the asker's own link
-        status = running.status()
-        assert [found["name"] for found in status["relays"]] == ["one", "two"]
-        assert status["reload"]["failed"] and str(taken) in status["reload"]["error"]
-        running.configure(*before)
-        running.reload()
-        assert not running.status()["reload"]["failed"]
-        carries(*links)
-
-
-def test_a_broken_file_changes_nothing(tmp_path: Path, pair: Pair) -> None:
-    """FAULTS P8."""
-    with daemon(tmp_path, pair.text("one")) as running:
-        links = pair.links(running, "one")
-        running.configure(pair.text("one", bufer="1M"), relay("two", "nonsense", free_port()))
-        done = running.relayctl("reload")
-        assert done.returncode == 1 and done.stdout == ""
-        number = 1 + running.file.read_text().splitlines().index("bufer = 1M")
-        assert f"{running.file}:{number}: [relay one] bufer: " in done.stderr and "'buffer'" in done.stderr
-        assert "[relay two]" in done.stderr  # all errors at once
-        assert all(line.startswith(("relayctl: ", str(running.file))) for line in done.stderr.splitlines())
-        running.send(signal.SIGHUP)
-        wait_until(lambda: len(running.lines("event=reload_failed", f"{running.file}:{number}")) == 2)
-        assert running.status()["reload"]["failed"]
-        assert "last reload failed" in running.relayctl("status").stdout
-        carries(*links)
-        assert running.processes() == [running.pid]
-
-
-@pytest.mark.parametrize("kind", ["missing", "empty", "directory", "latin-1"])
-def test_a_file_that_is_not_one(tmp_path: Path, pair: Pair, kind: str) -> None:
-    with daemon(tmp_path, pair.text("one")) as running:
-        links = pair.links(running, "one")
-        text = running.file.read_text()
-        running.file.unlink()
-        if kind == "empty":
-            running.file.touch()
-        elif kind == "directory":
-            running.file.mkdir()
-        elif kind == "latin-1":
-            running.file.write_bytes("[relay Größe]\n".encode("latin-1"))
-        running.send(signal.SIGHUP)
-        assert str(running.file) in running.wait_log("event=reload_failed")
-        done = running.relayctl("reload")
-        assert done.returncode == 1 and str(running.file) in done.stderr
-        carries(*links)
-        if kind == "directory":
-            running.file.rmdir()
-        running.file.write_text(text)
-        running.reload()
-        carries(*links)
-
-
 def test_what_needs_a_restart_is_said(tmp_path: Path, pair: Pair) -> None:
     with daemon(tmp_path, pair.text("one")) as running:
         links = pair.links(running, "one")
@@ -663,55 +565,6 @@ def test_log_and_control_socket_move(tmp_path: Path, pair: Pair) -> None:
 
 
 # -- many at once ---------------------------------------------------------------------------------
-
-
-def test_20000_hang_ups(tmp_path: Path, pair: Pair) -> None:
-    """FAULTS P7: one reload running and one pending, and the stream does not notice."""
-    with daemon(tmp_path, pair.text("one")) as running:
-        source, clients = pair.links(running, "one")
-        collector, feed = Collector(clients[0]), Feed(source, "feed")
-        pid = running.pid
-        for _ in range(20_000):
-            os.kill(pid, signal.SIGHUP)
-        cells = feed.cells
-        wait_until(lambda: len(collector.data) > cells * CELL, "data after the storm")
-        total = feed.end()
-        check_keyed("feed", collector.wait_for(total), 0)
-        lag = running.status()["loop_lag"]["max"]
-        assert lag < 0.5 * SLOWNESS, f"the loop was {lag} s late"
-        reloads = len(running.lines("event=reloaded"))
-        assert 1 <= reloads < 1000
-        running.hang_up()  # and it still listens
-
-
-def test_sighup_and_sigterm_together(tmp_path: Path, pair: Pair) -> None:
-    """FAULTS P11: TERM wins."""
-    with daemon(tmp_path, pair.text("one"), drain_timeout="500ms") as running:
-        pair.links(running, "one")
-        pid = running.pid
-        os.kill(pid, signal.SIGSTOP)  # so that both are there when it looks
-        os.kill(pid, signal.SIGHUP)
-        os.kill(pid, signal.SIGTERM)
-        os.kill(pid, signal.SIGHUP)
-        os.kill(pid, signal.SIGCONT)
-        assert running.wait_gone(pid) < 0.5 + 1.5 * SLOWNESS
-        assert running.lines("event=stopped") and not running.pidfile.exists()
-
-
-def test_sighup_while_it_drains(tmp_path: Path, pair: Pair) -> None:
-    with daemon(tmp_path, pair.text("one"), drain_timeout="1s") as running:
-        source, clients = pair.links(running, "one")
-        pid, port = running.pid, free_port()
-        running.configure(pair.text("one"), relay("two", free_port(), port))
-        running.send(signal.SIGTERM)
-        running.wait_log("event=stopping")
-        for _ in range(100):
-            os.kill(pid, signal.SIGHUP)
-        assert receive_all(clients[0]) == b""
-        assert is_refused(port)
-        assert running.wait_gone(pid) < 1 + 1.5 * SLOWNESS
-        assert not running.lines("event=reloaded") and running.lines("event=stopped")
-        source.close()
 
 
 # -- for years ------------------------------------------------------------------------------------

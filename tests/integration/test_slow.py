@@ -20,44 +20,17 @@ from tests.support import (
     Sender,
     bulk,
     cells_of,
-    check_keyed,
     connect,
     free_port,
     keyed,
     listener,
     receive,
-    receive_all,
     relayd,
-    reset_connection,
     stalled_client,
     wait_until,
 )
 
 MIB = 1 << 20
-
-
-def test_one_client_of_twenty_never_reads() -> None:
-    """FAULTS S13: it is cut as slow, near the limit; the others and the source do not notice."""
-    source_port, port = free_port(), free_port()
-    data = bulk(2_000_000)[: 12 * MIB]
-    words = f"127.0.0.1:{source_port}", f"127.0.0.1:{port}", "--mode", "listen-listen", "-o", "buffer=2M"
-    with relayd(*words) as running, ExitStack() as stack:
-        source = stack.enter_context(connect(source_port))
-        stalled = stack.enter_context(stalled_client(port))
-        healthy = [Collector(stack.enter_context(connect(port))) for _ in range(19)]
-        running.wait_log("event=connected", times=21)
-        for begin in range(0, len(data), 256 * 1024):
-            source.sendall(data[begin : begin + 256 * 1024])
-            for client in healthy:
-                client.wait_for(begin - MIB)
-        for client in healthy:
-            assert client.wait_for(len(data)) == data
-        closed = running.wait_log(" client=", "event=closed")
-        assert "reason=slow" in closed
-        assert "{}:{}".format(*stalled.getsockname()) in closed
-        dropped = int(closed.partition(" dropped=")[2].split()[0])
-        assert 0.7 * 2 * MIB < dropped < 2 * 2 * MIB
-        assert len(running.logged(" client=", "event=closed")) == 1
 
 
 @pytest.mark.parametrize("mode", ["connect-listen", "connect-connect"])
@@ -86,82 +59,6 @@ def test_block_pauses_the_source_while_the_destination_stalls(mode: str) -> None
         assert running.memory() - before < 6 * MIB
 
 
-def test_a_flood_from_a_client_of_a_one_way_relay_is_thrown_away() -> None:
-    """FAULTS S19: read, not kept, not echoed, not passed to the source; and the client still gets its feed."""
-    port = free_port()
-    with listener() as source_listener, ExitStack() as stack:
-        words = f"127.0.0.1:{source_listener.getsockname()[1]}", f"127.0.0.1:{port}"
-        running = stack.enter_context(relayd(*words))
-        source = stack.enter_context(source_listener.accept()[0])
-        flooding, other = stack.enter_context(connect(port)), stack.enter_context(connect(port))
-        running.wait_log("event=connected", times=3)
-        before = running.memory()
-        flood = Sender(flooding, bytes(64 * MIB))
-        for first in range(0, 1000, 100):
-            source.sendall(keyed("feed", first, 100))
-            for client in (flooding, other):
-                assert check_keyed("feed", receive(client, 100 * CELL), first)
-        flood.wait_end()
-        assert running.memory() - before < 4 * MIB
-        source.shutdown(socket.SHUT_WR)
-        assert receive_all(source) == b""
-
-
-@pytest.mark.parametrize("framing", ["raw", "line"])
-def test_a_drip_of_single_bytes_arrives_intact(framing: str) -> None:
-    """FAULTS S17: 200 KB, one byte at a time; also as one long record (no quadratic cost)."""
-    port, data = free_port(), bulk(2_000_000)[:200_000]
-    if framing == "line":
-        data = data[:100_000] + data[100_000:159_999].replace(b"\n", b" ") + b"\n"
-    with listener() as source_listener, ExitStack() as stack:
-        words = f"127.0.0.1:{source_listener.getsockname()[1]}", f"127.0.0.1:{port}", "-o", f"framing={framing}"
-        running = stack.enter_context(relayd(*words))
-        source = stack.enter_context(source_listener.accept()[0])
-        source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        got = Collector(stack.enter_context(connect(port)))
-        running.wait_log("event=connected", times=2)
-        Sender(source, data, 1).wait_end()
-        assert got.wait_for(len(data)) == data
-
-
-def test_half_closed_links_cost_nothing() -> None:
-    """FAULTS S3: FIN from twenty clients; the loop does not spin on the end of their input."""
-    source_port, port = free_port(), free_port()
-    words = f"127.0.0.1:{source_port}", f"127.0.0.1:{port}", "--mode", "listen-listen"
-    with relayd(*words) as running, ExitStack() as stack:
-        clients = [stack.enter_context(connect(port)) for _ in range(20)]
-        source = stack.enter_context(connect(source_port))
-        running.wait_log("event=connected", times=21)
-        for client in clients:
-            client.shutdown(socket.SHUT_WR)
-        assert running.cpu_share() < 0.05
-        source.sendall(keyed("feed", 0, 100))
-        for client in clients:
-            assert check_keyed("feed", receive(client, 100 * CELL), 0) == range(100)
-
-
-def test_clients_reset_while_they_are_not_read_cost_nothing() -> None:
-    """FAULTS S4: epoll tells of them again and again, whatever is asked for."""
-    port = free_port()
-    with listener() as source_listener, ExitStack() as stack:
-        words = f"127.0.0.1:{source_listener.getsockname()[1]}", f"127.0.0.1:{port}", "-o", "return=all"
-        running = stack.enter_context(relayd(*words, "-o", "buffer=64K"))
-        stack.enter_context(source_listener.accept()[0])  # reads nothing, so that the clients are paused
-        clients = [stack.enter_context(connect(port)) for _ in range(4)]
-        running.wait_log("event=connected", times=5)
-        floods = [Sender(client, bytes(64 * MIB)) for client in clients]
-        for flood in floods:
-            flood.wait_stuck()
-        for client in clients[:2]:
-            reset_connection(client)
-        assert running.cpu_share() < 0.05
-        for client in clients[2:]:
-            client.shutdown(socket.SHUT_WR)
-        assert running.cpu_share() < 0.05
-        for client in clients[2:]:
-            reset_connection(client)
-
-
 def test_a_half_closed_connected_destination_costs_nothing() -> None:
     """FAULTS S3, with data that waits for a destination which does not read."""
     with listener() as source_listener, listener() as destination_listener, ExitStack() as stack:
@@ -177,19 +74,6 @@ def test_a_half_closed_connected_destination_costs_nothing() -> None:
         got = Collector(destination)
         sender.wait_end()
         assert got.wait_for(32_000_000) == bulk(2_000_000)
-
-
-def test_out_of_band_data_does_no_harm() -> None:
-    """FAULTS S20."""
-    source_port, port = free_port(), free_port()
-    words = f"127.0.0.1:{source_port}", f"127.0.0.1:{port}", "--mode", "listen-listen"
-    with relayd(*words) as running, connect(port) as client, connect(source_port) as source:
-        running.wait_log("event=connected", times=2)
-        client.send(b"!", socket.MSG_OOB)
-        source.send(b"!", socket.MSG_OOB)
-        assert running.cpu_share(0.5) < 0.05
-        source.sendall(keyed("feed", 0, 100))
-        assert check_keyed("feed", receive(client, 100 * CELL), 0) == range(100)
 
 
 def test_a_client_that_reads_slowly_but_fast_enough_is_not_cut() -> None:

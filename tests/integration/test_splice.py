@@ -918,6 +918,7 @@ class Ends:
             "reconnect": "0.05s",
             "linger_timeout": "0.5s",
             "send_buffer": "256K",
+            "receive_buffer": "512K",  # or the kernel may take 32 MB of a stream that is to be held up
             **keys,
         }
         self.site: Site = stack.enter_context(daemon(folder, self.text()))

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# What is asserted in the tests' own modules is to tell its values, too.
+for _package in ("bench", "fakes", "faults", "fuzz", "integration", "net", "support", "wire"):
+    pytest.register_assert_rewrite(f"tests.{_package}")
+
 KNOWN_SKIPS = Path(__file__).with_name("skips.txt")
 
 

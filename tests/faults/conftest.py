@@ -7,7 +7,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import pytest
 import relayd
 from tests.faults.rig import Rig
 from tests.faults.rows import ROWS, TABLE, table
-from tests.support import ROOT
+from tests.support import ROOT, Namespace
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,6 +62,23 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path, program: list[str]) -> R
 
     note("")
     return Rig(tmp_path, program, note, options.getoption("--seed"), options.getoption("--long"))
+
+
+@pytest.fixture
+def public(rig: Rig) -> Iterator[Path]:
+    """The rig works in a folder that belongs to nobody (the user)."""
+    rig.folder = Path(tempfile.mkdtemp(prefix="relayd-"))
+    rig.folder.chmod(0o755)
+    shutil.chown(rig.folder, "nobody", "nogroup")
+    yield rig.folder
+    shutil.rmtree(rig.folder)
+
+
+@pytest.fixture
+def machine() -> Iterator[Namespace]:
+    """A machine of the test's own."""
+    with Namespace() as made:
+        yield made
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

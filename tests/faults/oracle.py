@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import time
@@ -147,6 +148,18 @@ def check_log(lines: list[str]) -> None:
             seconds[(at, *(value for _, value in _CAUSE.findall(fields)))] += 1
     flood = [(cause, count) for cause, count in seconds.items() if count > 10]
     assert not flood, f"more than ten lines in a second of one cause: {flood}"
+
+
+def logged_at(line: str) -> float:
+    """Return when relayd wrote a line of its log, in seconds."""
+    return datetime.datetime.fromisoformat(line.split()[0].replace("Z", "+00:00")).timestamp()
+
+
+def forgive(site: Site) -> list[str]:
+    """Return the lines about unexpected exceptions, and empty the log, which is refused with such."""
+    found = site.lines("event=internal_error")
+    site.log.write_text("")
+    return found
 
 
 def cpu_seconds(pid: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import re
 import socket
@@ -12,6 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.faults.oracle import logged_at
 from tests.faults.rig import Rig
 from tests.faults.rows import row
 from tests.integration.daemons import relay
@@ -31,11 +31,6 @@ from tests.support import (
 )
 
 FOREIGN = "192.0.2.7"  # documentation's (RFC 5737): no address of this machine
-
-
-def logged_at(line: str) -> float:
-    """Return when relayd wrote a line of its log, in seconds."""
-    return datetime.datetime.fromisoformat(line.split()[0].replace("Z", "+00:00")).timestamp()
 
 
 class Flapping(threading.Thread):

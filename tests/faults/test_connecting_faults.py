@@ -5,15 +5,14 @@ from __future__ import annotations
 import resource
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.faults.oracle import logged_at
 from tests.faults.rig import Rig
 from tests.faults.rows import row
-from tests.faults.test_connecting import logged_at
 from tests.integration.daemons import proc_status, relay
 from tests.support import (
     CELL,
@@ -30,13 +29,6 @@ from tests.support import (
     spawned,
     wait_until,
 )
-
-
-@pytest.fixture
-def machine() -> Iterator[Namespace]:
-    """A machine of the test's own."""
-    with Namespace() as made:
-        yield made
 
 
 @row("N1", provoked="", required="")

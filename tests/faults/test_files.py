@@ -18,18 +18,8 @@ import pytest
 from tests.faults.rig import Rig
 from tests.faults.rows import row
 from tests.integration.daemons import Site, descriptors, name_of, relay, turned_away
-from tests.integration.test_logs import Datagrams
-from tests.support import (
-    CELL,
-    Namespace,
-    check_keyed,
-    connect,
-    free_port,
-    keyed,
-    receive,
-    reset_connection,
-    wait_until,
-)
+from tests.integration.logdaemon import Datagrams
+from tests.support import CELL, Namespace, check_keyed, connect, free_port, keyed, receive, reset_connection, wait_until
 
 
 class Stream:

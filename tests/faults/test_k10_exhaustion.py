@@ -15,16 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.lives import stop_process
+from tests.faults.oracle import forgive
 from tests.faults.rig import Rig
 from tests.faults.rows import row
 from tests.faults.streams import discard
-from tests.faults.test_connecting_faults import machine
-from tests.faults.test_streams import forgive, stop_process
 from tests.integration.daemons import Site, proc_status, relay
 from tests.support import CELL, SLOWNESS, Namespace, free_port, keyed, reset_connection, wait_until
-
-__all__ = ["machine"]  # the fixture
-
 
 DIALLING = 4  # relays that dial one server; two of them more than there are ports
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 
+from tests.faults.links import Churner, Links
 from tests.faults.oracle import MIB
 from tests.faults.rig import Rig
 from tests.faults.rows import row
-from tests.faults.test_reloading import Churner, Links
-from tests.faults.test_stopping import pairs_of_ports
 from tests.integration.daemons import Feed, relay
-from tests.support import SLOWNESS, Collector, check_keyed, wait_until
+from tests.support import SLOWNESS, Collector, check_keyed, free_port, wait_until
 
 
 @row(
@@ -23,7 +22,7 @@ from tests.support import SLOWNESS, Collector, check_keyed, wait_until
 )
 def test_k7_reload_storm(rig: Rig) -> None:
     streams = rig.times(10, 20)
-    *ports, more, added = pairs_of_ports(rig.times(20, 50) + 2)
+    *ports, more, added = [(free_port(), free_port()) for _ in range(rig.times(20, 50) + 2)]
     quiet = range(streams + 1, len(ports))  # those that may be changed in every way
 
     def relays(changing: dict[int, str]) -> list[str]:

@@ -9,11 +9,11 @@ import threading
 import time
 from contextlib import ExitStack
 
+from tests.faults.lives import pause, stop
 from tests.faults.oracle import check_log
 from tests.faults.rig import Rig
 from tests.faults.rows import row
-from tests.faults.test_stopping import stop
-from tests.faults.test_time import DAY, WallClock, pause
+from tests.faults.wallclock import DAY, WallClock
 from tests.integration.daemons import relay, subreaper
 from tests.support import CELL, PATIENCE, SLOWNESS, cells_of, free_port, keyed, reset_connection, wait_until
 

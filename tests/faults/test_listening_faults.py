@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import resource
 import signal
 import socket
@@ -15,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.lives import stop_process
 from tests.faults.oracle import MIB, cpu_seconds
 from tests.faults.rig import Rig
 from tests.faults.rows import row
-from tests.faults.streams import Ends, check_quiet, discard, ends
-from tests.faults.test_streams import stop_process
+from tests.faults.streams import Ends, check_quiet, ends
+from tests.faults.visitors import clients_of, come, counted, dial, leave, room_for, sent_to_nobody
 from tests.integration.daemons import Site, proc_status, relay
 from tests.support import (
     CELL,
@@ -43,31 +43,6 @@ OF_ONE_CONNECTION = (
 )  # fmt: skip
 
 PAUSE = 1.0  # seconds that relayd does not accept when it has run out of something
-
-
-def dial(stack: ExitStack, port: int, count: int) -> list[socket.socket]:
-    """Return so many sockets on their way to the port, all at once; they are reset in the end."""
-    found = []
-    for _ in range(count):
-        sock = socket.socket()
-        stack.callback(discard, sock)
-        sock.setblocking(False)
-        assert sock.connect_ex(("127.0.0.1", port)) in (0, errno.EINPROGRESS)
-        found.append(sock)
-    return found
-
-
-def room_for(count: int) -> None:
-    """Skip the test where this process may not have so many descriptors; the daemon inherits the same limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < count + 200:
-        pytest.skip(f"only {hard} descriptors are allowed here, ulimit -Hn")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count + 200), hard))
-
-
-def clients_of(site: Site) -> int:
-    """Return how many clients the relay has."""
-    return len(site.relay("one")["destinations"])
 
 
 @row(
@@ -206,14 +181,6 @@ def test_l9_no_memory(rig: Rig, error: str) -> None:
         rig.saw(f"{error}: {attempts} attempts in {seconds:.1f} s; all in after {took:.2f} s")
 
 
-def counted(site: Site, event: str) -> int:
-    """Return how many clients of the relay the log has seen come, or go.
-
-    Not by the status, which takes some milliseconds itself with so many links in it.
-    """
-    return len(site.lines("relay=one client=", f"event={event}"))
-
-
 @row(
     "L11",
     provoked="a storm: 2,000 connect at once (long form: 15,000, as fast as a backlog of 4,096 takes them)",
@@ -256,12 +223,6 @@ def decided(relayed: Ends) -> int:
     return totals["source_links"] + totals["destination_links"] + totals["refused"]
 
 
-def sent_to_nobody(source: socket.socket, site: Site) -> bool:
-    """Send a cell; return whether there is no client any more."""
-    source.sendall(keyed("feed", 0, 1))
-    return clients_of(site) == 0
-
-
 @row(
     "L12",
     provoked="100,000 (2,000 in the short form) connect and close without a byte, at either end, with FIN or RST",
@@ -288,26 +249,6 @@ def test_l12_connect_and_close(rig: Rig) -> None:
         assert cpu / count < 0.001 * SLOWNESS, f"{cpu / count * 1e6:.0f} us of CPU each"
         wait_until(lambda: len(site.descriptors()) <= before, "the descriptors")
         rig.saw(f"{count:,} in {took:.1f} s, {cpu / count * 1e6:.0f} µs of CPU each")
-
-
-def come(stack: ExitStack, site: Site, port: int, count: int) -> list[socket.socket]:
-    """Return so many clients that are in; they come fifty at a time: all at once are a storm, see L11."""
-    before, crowd = counted(site, "connected"), []
-    while len(crowd) < count:
-        crowd += dial(stack, port, min(50, count - len(crowd)))
-        so_many = before + len(crowd)
-        wait_until(lambda so_many=so_many: counted(site, "connected") >= so_many, "fifty more")
-    return crowd
-
-
-def leave(site: Site, crowd: list[socket.socket]) -> None:
-    """Reset them, fifty at a time."""
-    before = counted(site, "closed")
-    for first in range(0, len(crowd), 50):
-        for sock in crowd[first : first + 50]:
-            reset_connection(sock)
-        left = min(first + 50, len(crowd))
-        wait_until(lambda left=left: counted(site, "closed") >= before + left, "the end of fifty")
 
 
 @row(

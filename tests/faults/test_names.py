@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.oracle import logged_at
 from tests.faults.rig import Rig
 from tests.faults.rows import row
-from tests.faults.test_connecting import logged_at
 from tests.integration.daemons import relay
 from tests.support import (
     CELL,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.links import Links
+from tests.faults.lives import answers, nothing_left, stop
 from tests.faults.rig import Rig
 from tests.faults.rows import row
-from tests.faults.test_reloading import Links, public
-from tests.faults.test_stopping import nothing_left, stop
 from tests.integration.daemons import Site, descriptors, proc_status, relay, subreaper
 from tests.support import (
     PATIENCE,
@@ -32,10 +32,6 @@ from tests.support import (
     wait_until,
 )
 
-__all__ = ["public"]  # the fixture
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-
 
 def serves(site: Site, source_port: int, port: int) -> None:
     """Fail unless the daemon of the site is a healthy one, up to its end, whatever it was started from."""
@@ -45,14 +41,6 @@ def serves(site: Site, source_port: int, port: int) -> None:
             links.carry()
         site.hang_up()
     stop(site)
-
-
-def answers(site: Site) -> bool:
-    """Whether a daemon answers at the control socket, whose file may be there before, and after."""
-    try:
-        return bool(site.status())
-    except OSError:
-        return False
 
 
 # -- being alone ----------------------------------------------------------------------------------

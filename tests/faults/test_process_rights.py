@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.links import Links, links_of
+from tests.faults.lives import answers, is_refused, nothing_left, stop
 from tests.faults.oracle import MIB, check_log
 from tests.faults.rig import Rig
 from tests.faults.rows import row
-from tests.faults.test_process import answers
-from tests.faults.test_reloading import Links, links_of, public
-from tests.faults.test_stopping import is_refused, nothing_left, stop
 from tests.integration.daemons import proc_status, relay, subreaper
 from tests.support import (
     PATIENCE,
@@ -36,8 +35,6 @@ from tests.support import (
     stalled_client,
     wait_until,
 )
-
-__all__ = ["public"]  # a fixture
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 

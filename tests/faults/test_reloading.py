@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.faults.links import Churner, Links, links_of
+from tests.faults.lives import is_refused
 from tests.faults.rig import Rig
 from tests.faults.rows import row
-from tests.faults.test_stopping import is_refused
 from tests.integration.daemons import Feed, Site, relay, turned_away
 from tests.support import (
-    CELL,
     PATIENCE,
     Collector,
     check_keyed,
@@ -36,74 +30,6 @@ from tests.support import (
     spawned,
     wait_until,
 )
-
-
-class Churner(threading.Thread):
-    """A client that comes, checks a piece of the keyed stream, goes with a reset, and comes again at once."""
-
-    def __init__(self, port: int, key: str) -> None:
-        super().__init__(daemon=True)
-        self.served = 0
-        self.failures: list[str] = []
-        self._port, self._key = port, key
-        self._ending = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        while not self._ending.is_set():
-            try:
-                with socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE) as sock:
-                    data = receive(sock, 20 * CELL)
-                    reset_connection(sock)
-                begin = data.index(b"\n") + 1  # a raw stream is joined anywhere
-                check_keyed(self._key, data[begin : begin + 18 * CELL])
-                self.served += 1
-            except (OSError, AssertionError) as error:
-                self.failures.append(repr(error))
-                return
-
-    def end(self) -> int:
-        """Come no more; return how often it was served, fail where it was not."""
-        self._ending.set()
-        self.join(PATIENCE)
-        assert not self.is_alive() and not self.failures, self.failures
-        return self.served
-
-
-def links_of(site: Site, name: str) -> tuple[bool, int]:
-    """Return whether the source is up, and how many destination links are."""
-    found = site.relay(name)
-    return found["source"]["state"] == "up", sum(link["state"] == "up" for link in found["destinations"])
-
-
-class Links:
-    """A source and clients of a listen-listen relay, which are up, and reset in the end."""
-
-    def __init__(self, site: Site, name: str, source_port: int, port: int, clients: int = 1) -> None:
-        self._up = functools.partial(links_of, site, name)
-        self.source = connect(source_port)
-        self.clients = [connect(port) for _ in range(clients)]
-
-    def __enter__(self) -> Links:
-        try:
-            wait_until(lambda: self._up() == (True, len(self.clients)), "the links")
-        except AssertionError:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for sock in (self.source, *self.clients):
-            with contextlib.suppress(OSError):  # a thread that reads it would keep it open
-                sock.shutdown(socket.SHUT_RD)
-            reset_connection(sock)
-
-    def carry(self) -> None:
-        """Fail unless these very links are up, with nothing else on its way."""
-        self.source.sendall(b"a record\n")
-        for client in self.clients:
-            assert receive(client, 9) == b"a record\n"
-
 
 # -- what is not changed --------------------------------------------------------------------------
 
@@ -244,16 +170,6 @@ def _fails_to_reload(site: Site) -> list[str]:
     for reason, line in zip(2 * reasons, logged, strict=True):
         assert f'error="{reason}"' in line.replace('\\"', '"'), line
     return reasons
-
-
-@pytest.fixture
-def public(rig: Rig) -> Iterator[Path]:
-    """The rig works in a folder that belongs to nobody (the user)."""
-    rig.folder = Path(tempfile.mkdtemp(prefix="relayd-"))
-    rig.folder.chmod(0o755)
-    shutil.chown(rig.folder, "nobody", "nogroup")
-    yield rig.folder
-    shutil.rmtree(rig.folder)
 
 
 @row("P8", provoked="", required="")

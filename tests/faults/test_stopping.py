@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import socket
@@ -14,7 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.faults.oracle import check_log
+from tests.faults.lives import ended, is_refused, stop
 from tests.faults.rig import Rig
 from tests.faults.rows import row
 from tests.integration.daemons import Feed, Site, proc_status, relay, subreaper
@@ -39,48 +38,6 @@ from tests.support import (
 
 _SOON = 0.5 * SLOWNESS  # seconds for "at once": 0.2 are relayd's own, the rest is Python's end and the machine's
 _MARGIN = 0.5 * SLOWNESS  # seconds that an end may be later than drain_timeout
-
-
-def stop(site: Site, *numbers: int) -> float:
-    """Send the daemon signals; return the seconds to its end, which must be with status 0 and leave nothing.
-
-    Inside `subreaper`, which makes us the parent who is told the status.
-    """
-    pid = site.pid
-    for number in numbers or (signal.SIGTERM,):
-        os.kill(pid, number)
-    return ended(site, pid)
-
-
-def ended(site: Site, pid: int) -> float:
-    """Return the seconds until the daemon has ended, with status 0 and leaving nothing."""
-    took = site.wait_gone(pid)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert site.lines("event=stopped"), site.tail()
-    nothing_left(site)
-    return took
-
-
-def nothing_left(site: Site) -> None:
-    """Fail where a process, the pidfile or the control socket is left, or the log is not as it should be."""
-    wait_until(lambda: not site.processes(), "the end of all processes")
-    assert not site.pidfile.exists() and not site.control.exists()
-    check_log(site.lines())
-
-
-def pairs_of_ports(count: int) -> list[tuple[int, int]]:
-    """Return so many pairs of free ports; of a hundred that are drawn alone, two are the same now and then."""
-    ports: set[int] = set()
-    while len(ports) < 2 * count:
-        ports.add(free_port())
-    return list(zip(*[iter(ports)] * 2, strict=True))
-
-
-def is_refused(port: int) -> bool:
-    """Whether nobody listens there."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, if it is let in
-        return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
 def was_reset(sock: socket.socket) -> bool:
@@ -197,9 +154,9 @@ def test_p3_looking_a_name_up(rig: Rig) -> None:
 @row("P3", **_P3)
 def test_p3_reloading(rig: Rig) -> None:
     """The signal comes at any moment of a reload that opens and closes a hundred ports."""
+    relays = [relay(f"r{number}", free_port(), free_port()) for number in range(100)]
     worst = 0.0
     for _ in range(rig.times(3, 40)):
-        relays = [relay(f"r{number}", *pair) for number, pair in enumerate(pairs_of_ports(100))]
         with subreaper(), rig.site(*relays[:50]) as site:
             site.log.unlink(missing_ok=True)
             site.start()
@@ -215,7 +172,7 @@ def test_p3_reloading(rig: Rig) -> None:
 @pytest.mark.parametrize("words", [[], ["--foreground"]], ids=["daemon", "foreground"])
 def test_p3_starting(rig: Rig, words: list[str]) -> None:
     """While the file is parsed, the daemon detaches, ports are bound: whenever the signal comes."""
-    relays = [relay(f"r{number}", *pair) for number, pair in enumerate(pairs_of_ports(50))]
+    relays = [relay(f"r{number}", free_port(), free_port()) for number in range(50)]
     local = rig.folder / "local.sock"
     worst = 0.0
     with rig.site(*relays, relay("local", free_port(), f"unix:{local}"), log=rig.folder / "relayd.log") as site:

@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from tests.faults.lives import stop_process
+from tests.faults.oracle import forgive
 from tests.faults.rig import Rig
 from tests.faults.rows import row
 from tests.faults.streams import LAG, Ends, check_quiet, deafen, discard, ended_with, ends, fill, seconds_until
@@ -275,12 +277,6 @@ def test_s24_a_silent_source(rig: Rig) -> None:
 # -- descriptors and callbacks ----------------------------------------------------------------------
 
 
-def stop_process(site: Site) -> None:
-    """Stop the daemon; return when it stands."""
-    site.send(signal.SIGSTOP)
-    wait_until(lambda: proc_status(site.pid)["State"].startswith("T"), "a process that is stopped")
-
-
 @row(
     "S27",
     provoked="in one turn of the loop twenty links are reset, twenty others come in, and a record goes to all",
@@ -332,13 +328,6 @@ def injected(site: Site, call: str, error: str) -> Iterator[None]:
         yield
         tracer.terminate()
         wait_until(lambda: not traced(), "the end of the tracer")
-
-
-def forgive(site: Site) -> list[str]:
-    """Return the lines about unexpected exceptions, and empty the log, which is refused with such."""
-    found = site.lines("event=internal_error")
-    site.log.write_text("")
-    return found
 
 
 @row(

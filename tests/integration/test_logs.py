@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.daemons import RELAYD, Feed, Site, daemon, name_of, relay, site, turned_away
+from tests.integration.logdaemon import Datagrams
 from tests.support import (
     CELL,
     PATIENCE,
@@ -106,38 +107,6 @@ def test_json_is_an_object_a_line(tmp_path: Path) -> None:
         assert closed["relay"] == "flow" and closed["level"] == "info"
         assert isinstance(closed["sent"], int) and isinstance(closed["up"], float)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", closed["time"])
-
-
-class Datagrams:
-    """A socket of the test's own in the place of a log daemon's, inside a namespace."""
-
-    def __init__(self, folder: Path, namespace: Namespace, path: str, stack: ExitStack) -> None:
-        folder.mkdir()
-        self._sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        self._sock.bind(str(folder / Path(path).name))
-        self._sock.settimeout(PATIENCE)
-        self.received: list[str] = []
-        place = str(Path(path).parent)
-        if place == "/dev":  # another one, with what a program needs of it
-            for name in ("null", "urandom"):
-                (folder / name).touch()
-                namespace.run("mount", "--bind", f"/dev/{name}", folder / name)
-            namespace.run("mount", "--rbind", folder, place)
-        else:
-            namespace.run("mount", "-t", "tmpfs", "tmpfs", "/run")
-            namespace.run("mkdir", "-p", place)
-            namespace.run("mount", "--bind", folder, place)
-
-    def wait(self, *parts: str) -> str:
-        """Return the first datagram that holds all the parts."""
-        while True:
-            for datagram in self.received:
-                if all(part in datagram for part in parts):
-                    return datagram
-            try:
-                self.received.append(self._sock.recv(65536).decode())
-            except TimeoutError:
-                raise AssertionError(f"{parts} in {self.received}") from None
 
 
 def test_syslog(tmp_path: Path, stack: ExitStack) -> None:

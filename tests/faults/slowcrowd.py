@@ -170,9 +170,11 @@ class _Crowd:
         return {"due": self._due - due, "sent": self._sent - sent, "p99": waits[int(0.99 * (len(waits) - 1))]}
 
     def catch_up(self) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE / 2
-        while time.monotonic() < deadline and (self._sent < self._due or self._missing()):
+        moved, since = -1, time.monotonic()
+        while time.monotonic() < since + PATIENCE / 2 and (self._sent < self._due or self._missing()):
             self._turn()
+            if moved != (moved := sum(reader.got for reader in self.of(FAST))):
+                since = time.monotonic()
         return {"unsent": self._due - self._sent, "missing": self._missing(), "sent": self._sent}
 
     def leave(self, kinds: list[str]) -> dict[str, Any]:

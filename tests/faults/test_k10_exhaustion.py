@@ -181,7 +181,8 @@ def plight(rig: Rig, machine: Namespace, host: str = "127.0.0.1", oracle: bool =
     ports = free_port(), free_port(), free_port()
     disk = rig.folder / "disk"
     disk.mkdir()
-    machine.run("mount", "-t", "tmpfs", "-o", "size=64k", "none", disk)
+    room = rig.times(64, 4096)  # KiB; all that is logged has to fit
+    machine.run("mount", "-t", "tmpfs", "-o", f"size={room}k", "none", disk)
     relays = [
         relay("one", *ports[:2], backlog=4, buffer="1M" if oracle else "64M", stall_timeout=0),
         *(
@@ -203,7 +204,7 @@ def plight(rig: Rig, machine: Namespace, host: str = "127.0.0.1", oracle: bool =
 @row(
     "K10",
     provoked="one after another, and together: no descriptor free, two local ports for four relays that dial, the "
-    "64 KiB of disk under the log full, the backlog full, an address space that may not grow; under clients that "
+    "the small disk under the log full, the backlog full, an address space that may not grow; under clients that "
     "come, links that are cut, more data than fit",
     required="it lives; within 2 s of the fault's end a new client is served and logged, and every relay that dials is "
     "connected",

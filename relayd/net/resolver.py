@@ -2,9 +2,9 @@
 
 `getaddrinfo` is the one function that knows all of a host's ways to find a name (nsswitch, hosts,
 resolved, search lists), and it blocks: 20 seconds with two name servers that do not answer.  So it
-runs in threads, the only ones in the program.  A thread takes a name, notes that it has begun, and posts
-an answer; it touches nothing else of ours.  Each look-up in flight has its own thread, up to a limit, so that dead names do not
-stand in the way of living ones; literal addresses never come here.
+runs in threads, the only ones in the program.  A thread takes a name, notes that it has begun, and
+posts an answer; it touches nothing else of ours.  Each look-up in flight has its own thread, up to a
+limit, so that dead names do not stand in the way of living ones; literal addresses never come here.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def plight(rig: Rig, machine: Namespace, host: str = "127.0.0.1", oracle: bool =
 @row(
     "K10",
     provoked="one after another, and together: no descriptor free, two local ports for four relays that dial, the "
-    "the small disk under the log full, the backlog full, an address space that may not grow; under clients that "
+    "small disk under the log full, the backlog full, an address space that may not grow; under clients that "
     "come, links that are cut, more data than fit",
     required="it lives; within 2 s of the fault's end a new client is served and logged, and every relay that dials is "
     "connected",

@@ -918,7 +918,6 @@ class Ends:
             "reconnect": "0.05s",
             "linger_timeout": "0.5s",
             "send_buffer": "256K",
-            "receive_buffer": "512K",  # or the kernel may take 32 MB of a stream that is to be held up
             **keys,
         }
         self.site: Site = stack.enter_context(daemon(folder, self.text()))
@@ -1213,6 +1212,9 @@ def test_a_second_client_that_joins_and_leaves_makes_it_copy_for_so_long(tmp_pat
 # -- loss, kick, stop -----------------------------------------------------------------------------------------
 
 
+LITTLE = "512K"  # receive_buffer of those that are to be held up: the kernel's own may take 32 MB
+
+
 def pressed(ends: Ends, destination: socket.socket, source: socket.socket, data: bytes) -> tuple[Sender, bytes]:
     """Return a sender that is held up, with something spliced that waits for the destination, and what that has read.
 
@@ -1249,7 +1251,7 @@ def small_window(sock: socket.socket) -> None:
 def test_a_lost_destination_gets_the_rest_from_the_first_unsent_byte(
     tmp_path: Path, stack: ExitStack, mode: str, way: str
 ) -> None:
-    ends = Ends(tmp_path, stack, mode)
+    ends = Ends(tmp_path, stack, mode, receive_buffer=LITTLE)
     assert ends.listeners[1] is not None
     small_window(ends.listeners[1])
     destination, source = ends.destination(), ends.source()
@@ -1286,7 +1288,7 @@ def test_a_lost_destination_gets_the_rest_from_the_first_unsent_byte(
 @pytest.mark.parametrize("mode", MODES)
 def test_the_source_ends_with_data_in_the_pipe(tmp_path: Path, stack: ExitStack, mode: str, end: str) -> None:
     """And the next one's bytes come behind it."""
-    ends = Ends(tmp_path, stack, mode, overflow="block")
+    ends = Ends(tmp_path, stack, mode, overflow="block", receive_buffer=LITTLE)
     destination, source = ends.destination(), ends.source()
     data = stream(62 * MIB)
     sender, read = pressed(ends, destination, source, data)
@@ -1313,7 +1315,7 @@ def test_the_source_ends_with_data_in_the_pipe(tmp_path: Path, stack: ExitStack,
 def test_a_source_is_replaced_with_data_in_the_pipe_and_in_the_socket(
     tmp_path: Path, stack: ExitStack, kinds: str
 ) -> None:
-    ends = Ends(tmp_path, stack, "listen-connect", kinds, second_source="replace")
+    ends = Ends(tmp_path, stack, "listen-connect", kinds, second_source="replace", receive_buffer=LITTLE)
     destination, source = ends.destination(), ends.source()
     data = stream(62 * MIB)
     sender, read = pressed(ends, destination, source, data)
@@ -1330,7 +1332,7 @@ def test_a_source_is_replaced_with_data_in_the_pipe_and_in_the_socket(
 
 
 def test_a_destination_that_half_closes_while_it_does_not_read_gets_it_all(tmp_path: Path, stack: ExitStack) -> None:
-    ends = Ends(tmp_path, stack, "listen-connect", linger_timeout="2s")
+    ends = Ends(tmp_path, stack, "listen-connect", linger_timeout="2s", receive_buffer=LITTLE)
     destination, source = ends.destination(), ends.source()
     data = stream(62 * MIB)
     sender, read = pressed(ends, destination, source, data)
@@ -1346,7 +1348,7 @@ def test_a_destination_that_half_closes_while_it_does_not_read_gets_it_all(tmp_p
 
 @pytest.mark.parametrize("mode", MODES)
 def test_sigterm_with_data_in_the_pipe_delivers_it(tmp_path: Path, stack: ExitStack, mode: str) -> None:
-    ends = Ends(tmp_path, stack, mode, overflow="block", linger_timeout="2s")
+    ends = Ends(tmp_path, stack, mode, overflow="block", linger_timeout="2s", receive_buffer=LITTLE)
     destination, source = ends.destination(), ends.source()
     data = stream(62 * MIB)
     _, read = pressed(ends, destination, source, data)
@@ -1370,7 +1372,7 @@ def test_sigterm_with_data_in_the_pipe_delivers_it(tmp_path: Path, stack: ExitSt
 def test_a_destination_that_pauses_under_block_misses_nothing(
     tmp_path: Path, stack: ExitStack, kinds: str, buffer: str
 ) -> None:
-    ends = Ends(tmp_path, stack, "listen-connect", kinds, buffer=buffer)
+    ends = Ends(tmp_path, stack, "listen-connect", kinds, buffer=buffer, receive_buffer=LITTLE)
     destination, source = ends.destination(), ends.source()
     data = stream(62 * MIB)
     sender, read = pressed(ends, destination, source, data)

@@ -1435,7 +1435,7 @@ def test_a_reader_with_a_tiny_window_gets_every_byte(tmp_path: Path, stack: Exit
 
 
 def test_a_peer_that_is_stopped_for_a_while_gets_every_byte(tmp_path: Path, stack: ExitStack) -> None:
-    ends = Ends(tmp_path, stack, "listen-listen", overflow="block")
+    ends = Ends(tmp_path, stack, "listen-listen", overflow="block", receive_buffer=LITTLE)
     destination, source = ends.destination(), ends.source()
     small_window(destination)
     data = stream(62 * MIB)

@@ -158,17 +158,17 @@ class Sink:
             return -1
         if moved > 0:
             queue.size += moved
-            self._spliced(moved, transport, pipe)
+            self._spliced(moved < min(room, _SLACK), transport, pipe)
         return moved
 
-    def _spliced(self, moved: int, transport: Outgoing, pipe: Pipe) -> None:
-        """Send on what has come into the pipe."""
+    def _spliced(self, dry: bool, transport: Outgoing, pipe: Pipe) -> None:
+        """Send on what has come into the pipe; `dry`: there was no more."""
         self._flush_pipe(transport, pipe)
         if self.queue.size:
             self._wait_for_room(transport)
             if self._settings.relief is Relief.HOLD and self._brake_for_splice().pipe_left():
                 self._settings.pipeline.hold(self)
-        elif moved < _SLACK:
+        elif dry:
             if self._brake is not None:
                 self._brake.ran_dry()
             self.queue.pour()  # and give its descriptors back

@@ -35,7 +35,7 @@ Buffer = Union[bytes, memoryview]
 _READ_MIN = 4 * 1024
 _READ_MAX = 256 * 1024
 
-# What is spliced costs by the call, not by the byte: less than this, and the next one waits a millisecond.
+# What is spliced costs by the call, not by the byte: where less than this has come, the next one waits a millisecond.
 _BULK = 256 * 1024
 _BULK_REST = 0.001
 
@@ -231,7 +231,7 @@ class Transport:
             return 0
         if moved:
             self._count_read(moved, limit)
-            if moved < _BULK:
+            if moved < min(limit, _BULK):
                 self._rest(_BULK_REST)
         return moved or -1
 

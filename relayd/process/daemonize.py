@@ -27,6 +27,9 @@ from relayd.process.pidfile import PidFile
 # How long a start may take, in seconds: names to listen on are looked up, files are opened.
 _READY_TIMEOUT = 30.0
 
+# And how long its end, when it has failed or was killed: it may hang in the kernel, on a disk that does not answer.
+_END_TIMEOUT = 5.0
+
 _READY = "ready"
 _UMASK = 0o027
 
@@ -117,20 +120,18 @@ def _detach(pidfile: PidFile | None, umask: int | None, caller: Caller, body: Ca
 
 
 def _await_ready(reader: int) -> None:
-    """Return when the daemon is ready; raises StartError with its reasons, or because it died or hung."""
+    """Return when the daemon is ready; raises StartError, when it is gone, with its reasons or what befell it."""
     poll = select.poll()
     poll.register(reader, select.POLLIN)
     deadline = time.monotonic() + _READY_TIMEOUT
+    reasons: list[str] = []
     received = b""
     pid = 0
-    while True:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            if pid:
-                os.kill(pid, signal.SIGKILL)
-            raise StartError([f"not ready after {_READY_TIMEOUT:.0f} s"])
+    while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
         data = os.read(reader, 65536)
         if not data:
-            raise StartError(["ended before it was ready"])
+            reasons = reasons or ["ended before it was ready"]
+            break
         received += data
         *lines, received = received.split(b"\n")
         for line in lines:
@@ -138,5 +139,23 @@ def _await_ready(reader: int) -> None:
             pid = message.get("pid", pid)
             if message.get(_READY):
                 return
-            if _READY in message:
-                raise StartError(message["reasons"])
+            reasons = message.get("reasons", reasons)
+    else:
+        reasons = [f"not ready after {_READY_TIMEOUT:.0f} s"]
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+    if pid:
+        _await_end(pid)
+    raise StartError(reasons)
+
+
+def _await_end(pid: int) -> None:
+    """Return when a process is gone: the next start, at once, must find the pidfile and the ports free."""
+    with contextlib.suppress(OSError):  # it is gone already; or the kernel is older than 5.3
+        watch = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(watch, select.POLLIN)
+            poll.poll(_END_TIMEOUT * 1000)
+        finally:
+            os.close(watch)

@@ -716,6 +716,24 @@ def test_under_block_nothing_is_lost_with_any_buffer(loop: Loop, buffer: int, ki
     assert rig.spliced
 
 
+@pytest.mark.parametrize("kinds", KINDS)
+def test_a_buffer_that_is_small_does_not_slow_the_stream(loop: Loop, kinds: str) -> None:
+    """A splice that has filled it says nothing of the source, which has more: no wait, and no new pipe."""
+    rig = Rig(loop, kinds, buffer=4 * KIB)
+    link = rig.link()
+    rig.into_bulk(link)
+    rig.turn(0)
+    assert rig.feed(64 * KIB) == 64 * KIB
+    pipes = []
+    for _ in range(40):  # in which no time passes
+        rig._turn(0)
+        link.take()
+        pipes.append(rig.sink.queue.pipe)
+    assert rig.came == rig.sent_in
+    assert len(set(filter(None, pipes))) == 1
+    rig.finish(link)
+
+
 def test_while_nobody_reads_the_loop_sleeps(loop: Loop) -> None:
     for kinds in KINDS:
         rig = Rig(loop, kinds)

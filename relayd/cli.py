@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from relayd import __version__
 from relayd.config.keys import DAEMON_KEYS, RELAY_KEYS, Key
 from relayd.config.load import load_command_line, load_file
-from relayd.config.settings import Config, shown
+from relayd.config.settings import Config
 from relayd.errors import ConfigError, Problem, StartError, did_you_mean
 from relayd.output import one_line, put
 from relayd.process.limits import fill_standard_descriptors
@@ -256,5 +256,5 @@ def _effective(config: Config) -> str:
             lines.append(f"{key.name} = {value}".rstrip())
     for relay in config.relays:
         lines += ["", f"[relay {relay.name}]"]
-        lines += [f"{key} = {value}".rstrip() for key, value in shown(relay).items()]
+        lines += [f"{key} = {value}".rstrip() for key, value in relay.shown.items()]
     return "\n".join(lines) + "\n"

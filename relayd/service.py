@@ -11,7 +11,7 @@ from typing import Any
 
 from relayd import __version__
 from relayd.build import Surroundings, build_relay
-from relayd.config.settings import Config, RelayConfig, shown
+from relayd.config.settings import Config, RelayConfig
 from relayd.errors import StartError
 from relayd.observe.counters import Counters
 from relayd.relay import Relay
@@ -89,7 +89,7 @@ class Service:
             "uptime": round(now - self._started_at, 3),
             "stopping": self.stopping,
             "relays": [
-                {**self._relays[config.name].status(now), "settings": shown(config)}
+                {**self._relays[config.name].status(now), "settings": config.shown}
                 for config in self.config.relays
                 if config.name in self._relays
             ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from relayd.address import Address, ReplayAddress
@@ -96,6 +97,16 @@ class RelayConfig:
         """Whether the source is a file that is read as fast as it is taken."""
         return is_unpaced(self.source)
 
+    @cached_property  # each `status` has it, for each relay
+    def shown(self) -> dict[str, str]:
+        """The settings as they would be written, those that have an effect; secrets are not shown."""
+        roles = (f"source {self.source_role}", f"destination {self.destination_role}")
+        return {
+            key.name: "***" if key.name in self.secret_keys else key.kind.show(getattr(self, key.field))
+            for key in RELAY_KEYS.values()
+            if not key.only_for or key.only_for in roles
+        }
+
 
 @dataclass(frozen=True)
 class Config:
@@ -132,13 +143,3 @@ def dependent_default(name: str, values: Mapping[str, Any]) -> str:
     if name == "stall_timeout":
         return "0" if values["overflow"] == "block" else "60s"
     raise AssertionError(f"{name} has a fixed default")
-
-
-def shown(relay: RelayConfig) -> dict[str, str]:
-    """Return the relay's settings as they would be written, those that have an effect; secrets are not shown."""
-    roles = (f"source {relay.source_role}", f"destination {relay.destination_role}")
-    return {
-        key.name: "***" if key.name in relay.secret_keys else key.kind.show(getattr(relay, key.field))
-        for key in RELAY_KEYS.values()
-        if not key.only_for or key.only_for in roles
-    }

@@ -249,11 +249,11 @@ class Sink:
 
     def drop_stale(self) -> None:
         """Drop what has waited too long; something is about to be sent."""
-        settings = self._settings
-        if settings.max_age:
-            lost = self.queue.drop_older(settings.framing, settings.reactor.now - settings.max_age)
-            self._lose(lost, "stale")
+        if age := self._settings.max_age:
+            lost = self.queue.drop_older(self._settings.framing, self._settings.reactor.now - age)
             self.stale_records += lost[1]
+            if self._lose(lost, "stale"):
+                self._has_shrunk()
 
     def _make_room(self, chunk: Chunk) -> bool:
         """Relieve the full queue; return whether the chunk is to be queued."""

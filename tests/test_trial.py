@@ -24,9 +24,14 @@ class Flusher:
 class Setting:
     """A kept sink whose link has just half-closed."""
 
-    def __init__(self, room: int | None = None, before: bytes = b"", buffer: int = 1000) -> None:
+    def __init__(
+        self, room: int | None = None, before: bytes = b"", buffer: int = 1000, relief: Relief = Relief.CUT,
+        max_age: float = 0.0,
+    ) -> None:  # fmt: skip
         self.reactor = FakeReactor()
-        settings = SinkSettings(self.reactor, Pipeline(self.reactor), LINE, buffer, Relief.CUT, kept=True)  # type: ignore[arg-type]
+        settings = SinkSettings(
+            self.reactor, Pipeline(self.reactor), LINE, buffer, relief, kept=True, max_age=max_age  # type: ignore[arg-type]
+        )  # fmt: skip
         self.sink = Sink(settings, bound_log(FakeReactor())[0])
         self.transport = self.new_link(room)
         if before:
@@ -235,6 +240,19 @@ def test_an_overflow_before_finish_never_glues_a_record_to_a_cut_one() -> None:
     setting.transport.make_room()
     assert bytes(setting.transport.received) == b"abc"
     assert not setting.transport.open
+
+
+def test_a_source_that_was_held_for_what_is_too_old_by_now_flows_again() -> None:
+    setting = Setting(room=0, buffer=16, relief=Relief.HOLD, max_age=3.0)
+    pipeline = setting.sink._settings.pipeline
+    pipeline.sinks[setting.sink] = None
+    for number in range(3):
+        pipeline.put(b"record %d\n" % number, 1, "")
+    assert pipeline.held
+    setting.reactor.advance(5)
+    setting.half_close()
+    assert setting.sink.queue.size == 0
+    assert not pipeline.held
 
 
 def test_a_peer_that_has_reset_is_found_at_the_next_look() -> None:

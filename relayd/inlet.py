@@ -27,7 +27,15 @@ class SourceLink:
         self.reading_since = inlet.now  # before that, silence was ours
 
     def data_received(self, data: bytes) -> None:
-        self.inlet.received(self, data)
+        framer, inlet = self.framer, self.inlet
+        run = framer.feed(data)
+        if framer.unframed:
+            inlet.counters.unframed += framer.take_unframed()
+        if run:
+            counters = inlet.counters
+            counters.bytes_in += len(run)
+            counters.records_in += framer.records
+            inlet.pipeline.put(run, framer.records, self.peer)
 
     def bulk_received(self) -> bool:
         """Much has come: pass it on without reading it, if that can be done."""
@@ -84,9 +92,9 @@ class Inlet:
         self.changed_at = reactor.now  # when the live link came, or went
         self._reactor = reactor
         self._sinks = sinks
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._framer = framer
-        self._counters = counters
+        self.counters = counters
         self._replace = replace
         self._idle_timeout = idle_timeout
         self._idle_timer: TimerHandle | None = None
@@ -119,12 +127,12 @@ class Inlet:
         self.link = link
         self.links.add(link)
         self.changed_at = self._reactor.now
-        self._counters.source_links += 1
+        self.counters.source_links += 1
         link.log.info("connected")
         transport.feeds = True
         transport.on_bulk = link.bulk_received
         transport.coalesce(self._coalesce)
-        self._pipeline.add_producer(link)
+        self.pipeline.add_producer(link)
         self.sink.attach(transport)
         self._watch_idle()
         self._changed()
@@ -146,7 +154,7 @@ class Inlet:
         self.link = link
         self.links.add(link)
         self.changed_at = former.changed_at
-        self._pipeline.add_producer(link)
+        self.pipeline.add_producer(link)
         self._watch_idle()
 
     def hand_over(self) -> SourceLink | None:
@@ -154,35 +162,23 @@ class Inlet:
         link, self.link = self.link, None
         if link is not None:
             self.links.discard(link)
-            self._pipeline.remove_producer(link)
+            self.pipeline.remove_producer(link)
             self._stop_watching_idle()
         return link
 
     @property
     def records(self) -> int:
         """Records that have come so far; 0 with a framing that has none."""
-        return self._counters.records_in
+        return self.counters.records_in
 
     # -- for links ------------------------------------------------------------------------------
 
-    def received(self, link: SourceLink, data: bytes) -> None:
-        """The link has read something; only the live one does."""
-        framer = link.framer
-        counters = self._counters
-        run = framer.feed(data)
-        if framer.unframed:
-            counters.unframed += framer.take_unframed()
-        if run:
-            counters.bytes_in += len(run)
-            counters.records_in += framer.records
-            self._pipeline.put(run, framer.records, link.peer)
-
     def passed_on(self, link: SourceLink) -> bool:
         """Pass on what the link has to be read without reading it; return whether that could be done."""
-        moved = self._pipeline.splice(link.transport)
+        moved = self.pipeline.splice(link.transport)
         if moved > 0:
-            self._counters.bytes_in += moved
-            self._counters.spliced += moved
+            self.counters.bytes_in += moved
+            self.counters.spliced += moved
         return moved >= 0
 
     def release(self, link: SourceLink) -> None:
@@ -190,10 +186,10 @@ class Inlet:
         if link is not self.link:
             return
         self.link = None
-        self._pipeline.remove_producer(link)
+        self.pipeline.remove_producer(link)
         self.sink.detach()
         link.framer.reset()
-        self._counters.unframed += link.framer.take_unframed()
+        self.counters.unframed += link.framer.take_unframed()
         self.changed_at = self._reactor.now
         self._stop_watching_idle()
 
@@ -212,7 +208,7 @@ class Inlet:
 
     def catch_up(self) -> None:
         """Pass on what has come while the source was not looked at: it is about to be given up."""
-        if self.link is not None and self._coalesce and not self._pipeline.held:
+        if self.link is not None and self._coalesce and not self.pipeline.held:
             self.link.transport.drain()
 
     # -- the end --------------------------------------------------------------------------------
@@ -223,7 +219,7 @@ class Inlet:
         link = self.link
         if link is None:
             return
-        self._pipeline.remove_producer(link)
+        self.pipeline.remove_producer(link)
         link.transport.pause_reading()
         self.sink.finish("stopped")
 
@@ -255,7 +251,7 @@ class Inlet:
         silent = now - max(link.transport.last_read, link.reading_since)
         wait = self._idle_timeout - silent
         # While we do not read, the silence is ours; a timer that comes late tells of our loop as well.
-        if self._pipeline.held or now - timer.when > self._idle_timeout / 2:
+        if self.pipeline.held or now - timer.when > self._idle_timeout / 2:
             wait = self._idle_timeout
         if wait <= 0:
             self._idle_timer = None

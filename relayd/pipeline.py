@@ -96,7 +96,8 @@ class Pipeline:
 
     def put(self, data: bytes, records: int, peer: str) -> None:
         """Pass on a run of whole records, so many of them, that came from `peer`."""
-        self.settle()
+        if self._newest is not None:
+            self.settle()
         for tap in self.taps:
             tap(data, peer)
         chunk = Chunk(data, records, self._reactor.now)

@@ -284,7 +284,8 @@ class Reactor:
                 handler.ready(events)
             except Exception as error:
                 self.handler_failed(handler, error)
-        self._run_timers()
+        if self._timers and self._timers[0][0] <= self.now:
+            self._run_timers()
         while self._freed:
             freed, self._freed = self._freed, []
             for callback in freed:

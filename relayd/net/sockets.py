@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import socket
 import struct
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +81,20 @@ def reset(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):  # the peer has reset it already
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.close()
+
+
+def unread(sock: socket.socket) -> int:
+    """Return what has come and was not read yet; FIONREAD in tcp(7), unix(7)."""
+    return _queue_size(sock, termios.FIONREAD)
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Return what was sent and not acknowledged by the peer's kernel yet; TIOCOUTQ in tcp(7), unix(7)."""
+    return _queue_size(sock, termios.TIOCOUTQ)
+
+
+def _queue_size(sock: socket.socket, queue: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), queue, b"\0\0\0\0"))[0])
 
 
 def error_name(code: int) -> str:

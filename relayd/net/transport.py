@@ -17,16 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import socket
-import struct
-import termios
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Union
 
 from relayd.net.pipe import Pipe, SpliceRefused
 from relayd.net.reactor import READ, WRITE, Reactor, TimerHandle, UnwatchedError
-from relayd.net.sockets import BROKEN, SocketOptions, error_name, name_of, reset, show_name
+from relayd.net.sockets import BROKEN, SocketOptions, error_name, name_of, reset, show_name, unacknowledged, unread
 
 Buffer = Union[bytes, memoryview]
 
@@ -181,8 +178,8 @@ class Transport:
             self._update_interest()
 
     def unacknowledged(self) -> int:
-        """Return how many bytes the kernel has taken that the peer's has not acknowledged; tcp(7)."""
-        return _waiting(self._sock, termios.TIOCOUTQ)
+        """Return how many bytes the kernel has taken that the peer's has not acknowledged."""
+        return unacknowledged(self._sock)
 
     def check(self) -> None:
         """Look whether the connection broke, for one that nothing is asked of; then it is lost like any other."""
@@ -204,7 +201,7 @@ class Transport:
 
     def drain(self) -> None:
         """Read what has come by now, even while paused, its end included: the link is about to be given up."""
-        end = self.bytes_read + _waiting(self._sock, termios.FIONREAD)
+        end = self.bytes_read + unread(self._sock)
         while self.open and not self._eof:
             before = self.bytes_read
             self._read_here()
@@ -230,7 +227,9 @@ class Transport:
             self._broken(error)
             return 0
         if moved:
-            self._count_read(moved, limit)
+            self.bytes_read += moved
+            self.last_read = self._reactor.now
+            self._fit_read_size(moved, limit)
             if moved < min(limit, _BULK):
                 self._rest(_BULK_REST)
         return moved or -1
@@ -308,15 +307,17 @@ class Transport:
             return
         if self._lingering:
             return  # thrown away
-        self._count_read(len(data), asked)
-        if self._coalesce and len(data) < min(asked, _ENOUGH):
+        size = len(data)
+        self.bytes_read += size
+        self.last_read = self._reactor.now
+        if size == asked or asked > _READ_MIN:
+            self._fit_read_size(size, asked)
+        if self._coalesce and size < min(asked, _ENOUGH):
             self._rest(self._coalesce)
         assert self._protocol is not None
         self._protocol.data_received(data)
 
-    def _count_read(self, size: int, asked: int) -> None:
-        self.bytes_read += size
-        self.last_read = self._reactor.now
+    def _fit_read_size(self, size: int, asked: int) -> None:
         if size == asked:
             self._read_size = min(self._read_size * 4, _READ_MAX)
         elif size * 8 < self._read_size:
@@ -393,8 +394,3 @@ def _nobody() -> bool:
 
 def _take_nothing(data: Buffer) -> int:
     return 0
-
-
-def _waiting(sock: socket.socket, queue: int) -> int:
-    """Return the bytes in the kernel's receive queue (FIONREAD) or send queue (TIOCOUTQ); tcp(7), unix(7)."""
-    return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), queue, b"\0\0\0\0"))[0])

@@ -17,6 +17,8 @@ from relayd.net.sockets import (
     name_of,
     reset,
     show_name,
+    unacknowledged,
+    unread,
 )  # fmt: skip
 from tests.support import PATIENCE, free_port
 
@@ -191,3 +193,16 @@ def test_options_are_put_back_where_they_were_set_before() -> None:
 )  # fmt: skip
 def test_l7_what_accept_2_calls_transient_is_tried_again(code: str) -> None:
     assert getattr(errno, code) in ACCEPT_AGAIN, os.strerror(getattr(errno, code))
+
+
+def test_what_stands_unread_and_what_is_not_acknowledged() -> None:
+    ours, peers = socket.socketpair()
+    with ours, peers:
+        assert (unread(peers), unacknowledged(ours)) == (0, 0)
+        ours.sendall(b"12345")
+        assert unread(peers) == 5
+        assert unacknowledged(ours) >= 5  # a Unix socket counts what the kernel holds it in, too
+        peers.recv(2)
+        assert unread(peers) == 3
+        peers.recv(3)
+        assert (unread(peers), unacknowledged(ours)) == (0, 0)

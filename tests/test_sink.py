@@ -811,7 +811,7 @@ class Taker:
         self.gappy = False  # it may miss something on a link that stays
         self.over_since: float | None = None
         self.relieved_after = float("inf")  # the last relief came no earlier; over_since no later
-        self.bare_at = 0.0  # when there was nothing in the queue that may be dropped
+        self.short_at = 0.0  # when the queue was short within a step: what may be dropped was gone, or was too old
         self.stale_before = 0
         self.note_settings()
 
@@ -988,6 +988,8 @@ class SlowMachine(RuleBasedStateMachine):
         for taker in fed:
             if self.settings.relief is Relief.CUT and taker.sink.dropped > before[taker]:
                 taker.over_since = None
+            if taker.sink.stale_records > taker.stale_before:
+                taker.short_at = self.reactor.now
         for taker in fits:
             assert taker.sink.dropped == before[taker] or taker.sink._ended, "dropped what would have fitted"
         if self.settings.relief is Relief.HOLD:
@@ -1096,8 +1098,8 @@ class SlowMachine(RuleBasedStateMachine):
             assert now - since >= slow.seconds - 1e-6, "relieved too early"
         queue = taker.sink.queue
         if queue.front is queue.head and taker.settings.relief is not Relief.CUT:
-            taker.bare_at = now
-        if now - max(taker.over_since, self.late, taker.bare_at) > slow.seconds * 1.25 + 1e-6:
+            taker.short_at = now
+        if now - max(taker.over_since, self.late, taker.short_at) > slow.seconds * 1.25 + 1e-6:
             assert relieved or queue.size <= slow.size, "too much for too long, and nothing was done"
         if relieved or queue.size <= slow.size:
             taker.over_since = None
@@ -1332,6 +1334,21 @@ def test_the_time_starts_anew_when_what_was_too_much_was_dropped(relief: Relief)
     assert setting.sink.dropped == dropped
     setting.reactor.advance(4.1)
     assert setting.sink.dropped > dropped
+
+
+def test_the_time_starts_anew_when_what_was_too_much_was_too_old() -> None:
+    setting = Slowly(Relief.DROP_OLDEST, buffer=20, slow_after=SlowAfter(10, 8.0), max_age=5.0)
+    setting.link(room=0)
+    setting.put_lines(b"one", b"two", b"three")
+    setting.reactor.advance(6.0)
+    setting.put_lines(b"1234567890")  # does not fit: the others are found to be too old
+    assert setting.sink.stale_records == 3
+    setting.put_lines(b"four")
+    setting.reactor.advance(6.0)
+    assert setting.sink.queue.size == 16
+    setting.reactor.advance(4.1)
+    assert setting.sink.queue.size == 5
+    assert setting.conserved()
 
 
 @pytest.mark.parametrize("relief", [Relief.CUT, Relief.DROP_OLDEST, Relief.DROP_NEWEST])

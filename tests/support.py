@@ -100,6 +100,44 @@ def wait_until(condition: Callable[[], object], what: str = "the condition") -> 
         time.sleep(0.005)
 
 
+def kept_waiting(pid: int) -> float:
+    """Return the seconds that a process was ready to run and had no CPU (proc(5), schedstat)."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[1]) for task in tasks) / 1e9
+
+
+def stolen() -> float:
+    """Return the seconds that the host of this virtual machine had its CPUs for others (proc(5), stat)."""
+    fields = Path("/proc/stat").read_text().split(maxsplit=9)
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
+
+
+class Stopwatch:
+    """Measures how long something takes, without what others had of it who use this machine.
+
+    That is what the scheduler kept this process or one of `pids` waiting, and what the host had for itself.
+    """
+
+    def __init__(self, *pids: int) -> None:
+        self._pids = (os.getpid(), *pids)
+        self.start()
+
+    def start(self) -> None:
+        self._kept = dict.fromkeys(self._pids, 0.0)
+        self._before, self._began = self._of_others(), time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the time since the start. Of a process that has ended, an earlier call has to have seen the waits."""
+        passed = time.monotonic() - self._began
+        return max(0.0, passed - (self._of_others() - self._before))
+
+    def _of_others(self) -> float:
+        for pid in self._pids:
+            with contextlib.suppress(OSError):
+                self._kept[pid] = max(self._kept[pid], kept_waiting(pid))
+        return stolen() + sum(self._kept.values())
+
+
 def receive(sock: socket.socket, count: int) -> bytes:
     """Return exactly `count` bytes."""
     sock.settimeout(PATIENCE)

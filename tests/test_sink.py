@@ -988,8 +988,6 @@ class SlowMachine(RuleBasedStateMachine):
         for taker in fed:
             if self.settings.relief is Relief.CUT and taker.sink.dropped > before[taker]:
                 taker.over_since = None
-            if taker.sink.stale_records > taker.stale_before:
-                taker.short_at = self.reactor.now
         for taker in fits:
             assert taker.sink.dropped == before[taker] or taker.sink._ended, "dropped what would have fitted"
         if self.settings.relief is Relief.HOLD:
@@ -1156,6 +1154,8 @@ class SlowMachine(RuleBasedStateMachine):
         self.reactor.end_turn()
         for taker in self.takers:
             taker.check()
+            if taker.sink.stale_records > taker.stale_before:
+                taker.short_at = self.reactor.now
             taker.stale_before = taker.sink.stale_records
             if taker.sink._ended and taker.sink in self.pipeline.sinks and not taker.wire:
                 del self.pipeline.sinks[taker.sink]

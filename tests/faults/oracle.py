@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.faults.control import ControlClient, verdict
 from tests.integration.daemons import Site, descriptors
-from tests.support import SLOWNESS, wait_until
+from tests.support import SLOWNESS, kept_waiting, stolen, wait_until
 
 MIB = 1 << 20
 
@@ -166,18 +166,6 @@ def cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process, to the nanosecond where the scheduler tells it (proc(5), schedstat)."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
-
-
-def kept_waiting(pid: int) -> float:
-    """Return the seconds that a process was ready to run and had no CPU (proc(5), schedstat)."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[1]) for task in tasks) / 1e9
-
-
-def stolen() -> float:
-    """Return the seconds that the host of this virtual machine had its CPUs for others (proc(5), stat)."""
-    fields = Path("/proc/stat").read_text().split(maxsplit=9)
-    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def kernel_memory() -> int:

@@ -25,6 +25,7 @@ from tests.support import (
     CELL,
     PATIENCE,
     SLOWNESS,
+    Stopwatch,
     check_keyed,
     connect,
     free_port,
@@ -111,9 +112,9 @@ def test_l7_an_error_of_one_connection(rig: Rig) -> None:
     with ends(rig) as relayed:
         for error in OF_ONE_CONNECTION:
             with accept_fails(relayed.site, error, "1+2") as trace:  # every other call
-                began = time.monotonic()
+                watch = Stopwatch(relayed.site.pid)
                 client = relayed.client()
-                took.append(time.monotonic() - began)
+                took.append(watch.seconds())
                 wait_until(lambda trace=trace: settled(trace), "the last accept of the turn")
                 assert took[-1] < 0.5 * PAUSE * SLOWNESS, f"{error}: accepted after {took[-1]:.2f} s"
             reset_connection(client)
@@ -145,9 +146,9 @@ def test_l8_no_descriptors(rig: Rig) -> None:
         paused = len(site.lines("relay=one", "event=accepting_paused"))
         assert paused <= 1 + 2 * (seconds // 10), site.tail()  # the first of a burst, and the one that counts it
         resource.prlimit(site.pid, resource.RLIMIT_NOFILE, (soft, hard))
-        began = time.monotonic()
+        watch = Stopwatch(site.pid)
         wait_until(lambda: clients_of(site) == 61, "all of them")
-        took = time.monotonic() - began
+        took = watch.seconds()
         assert took < PAUSE + 0.2 * SLOWNESS, took
         source.sendall(keyed("last", 0, 1))
         for sock in waiting:
@@ -173,9 +174,9 @@ def test_l9_no_memory(rig: Rig, error: str) -> None:
             time.sleep(seconds)
             attempts = trace.read_text().count("INJECTED")
             assert attempts <= 2 + (time.monotonic() - began) / PAUSE, f"{attempts} attempts in {seconds:.1f} s"
-        began = time.monotonic()
+        watch = Stopwatch(site.pid)
         wait_until(lambda: clients_of(site) == 20, "all of them")
-        took = time.monotonic() - began
+        took = watch.seconds()
         assert took < PAUSE + 0.2 * SLOWNESS, took
         assert len(site.lines("event=accepting_paused")) <= 1 + 2 * (seconds // 10), site.tail()
         rig.saw(f"{error}: {attempts} attempts in {seconds:.1f} s; all in after {took:.2f} s")
@@ -194,22 +195,24 @@ def test_l11_a_storm(rig: Rig) -> None:
     with ends(rig, grows=count * 6 * 1024, pauses=True, **keys) as relayed, ExitStack() as stack:
         source, client = relayed.source(), relayed.client()
         crowd: list[socket.socket] = []
-        waits, began = [], time.monotonic()
+        waits, watch, whole = [], Stopwatch(relayed.site.pid), Stopwatch(relayed.site.pid)
+        began = time.monotonic()
         while (came := counted(relayed.site, "connected") - 1) < count:
             # No more than the backlog holds: who finds it full may have to wait for ever, with SYN cookies.
             crowd += dial(stack, relayed.port, min(count - len(crowd), 4000 - (len(crowd) - came)))
             for _ in range(10):
-                at = time.monotonic()
+                watch.start()
                 source.sendall(keyed("feed", len(waits), 1))
                 check_keyed("feed", receive(client, CELL), len(waits))
-                waits.append(time.monotonic() - at)
+                waits.append(watch.seconds())
                 time.sleep(0.005)
         took = time.monotonic() - began
+        others = took - whole.seconds()
         p99 = sorted(waits)[int(0.99 * (len(waits) - 1))]
         assert p99 < 0.1 * SLOWNESS, f"p99 {p99:.3f} s, the longest {max(waits):.3f} s"
         # So few waits have hardly a p99; the loop's own figure has every turn in it.
         turn = relayed.site.status()["loop_lag"]["max"]
-        assert turn < 0.15 * SLOWNESS, f"a turn of {turn} s"
+        assert turn < 0.15 * SLOWNESS + others, f"a turn of {turn} s"
         source.sendall(keyed("last", 0, 1))
         for sock in crowd:
             sock.settimeout(PATIENCE)

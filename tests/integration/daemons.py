@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support import CELL, PATIENCE, ROOT, keyed, wait_until
+from tests.support import CELL, PATIENCE, ROOT, Stopwatch, keyed, wait_until
 
 RELAYD = (sys.executable, "-W", "error", "-m", "relayd")
 
@@ -93,16 +93,16 @@ class Site:
 
     def wait_gone(self, pid: int, patience: float = PATIENCE) -> float:
         """Return the seconds until the process is gone."""
-        began = time.monotonic()
+        watch, deadline = Stopwatch(pid), time.monotonic() + patience
         with contextlib.suppress(ProcessLookupError):
-            watch = os.pidfd_open(pid)
+            process = os.pidfd_open(pid)
             try:
-                assert select.select([watch], [], [], patience)[0], (
-                    f"{pid} still runs after {patience} s: {self.tail()}"
-                )
+                while not select.select([process], [], [], 0.02)[0]:
+                    watch.seconds()
+                    assert time.monotonic() < deadline, f"{pid} still runs after {patience} s: {self.tail()}"
             finally:
-                os.close(watch)
-        return time.monotonic() - began
+                os.close(process)
+        return watch.seconds()
 
     def stop(self, number: int = signal.SIGTERM) -> float:
         """End the daemon by a signal; return the seconds it took."""

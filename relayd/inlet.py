@@ -11,7 +11,7 @@ from relayd.observe.counters import Counters
 from relayd.observe.log import BoundLog
 from relayd.pipeline import Pipeline
 from relayd.sink import Sink, SinkSettings
-from relayd.wire.framing import Framer
+from relayd.wire.framing import Framer, mostly_noise
 
 
 class SourceLink:
@@ -30,6 +30,8 @@ class SourceLink:
         framer, inlet = self.framer, self.inlet
         run = framer.feed(data)
         if framer.unframed:
+            if mostly_noise(framer, data):
+                self.transport.read_little()
             inlet.counters.unframed += framer.take_unframed()
         if run:
             counters = inlet.counters

@@ -67,6 +67,9 @@ class DestinationLink:
     def resume_reading(self) -> None:
         self.transport.resume_reading()
 
+    def read_little(self) -> None:
+        self.transport.read_little()
+
 
 class Outlet:
     """What both kinds of destination end have in common."""

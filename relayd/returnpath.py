@@ -12,7 +12,7 @@ from typing import Protocol
 from relayd.observe.counters import Counters
 from relayd.pipeline import Incoming, Pipeline, Producer
 from relayd.policy.returns import RETURNS, ReturnRule
-from relayd.wire.framing import Framer
+from relayd.wire.framing import Framer, mostly_noise
 
 
 class Returning(Producer, Protocol):
@@ -20,6 +20,9 @@ class Returning(Producer, Protocol):
 
     peer: str
     half_closed: bool  # it will send nothing more
+
+    def read_little(self) -> None:
+        """See Transport.read_little."""
 
     @property
     def has_sent(self) -> bool:
@@ -50,7 +53,10 @@ class ReturnPath:
             self._counters.discarded += len(data)
             return
         run = framer.feed(data)
-        self._counters.unframed += framer.take_unframed()
+        if framer.unframed:
+            if mostly_noise(framer, data):
+                link.read_little()
+            self._counters.unframed += framer.take_unframed()
         if not run:
             return
         if self._rule.admits(link, self._framers):

@@ -121,7 +121,7 @@ class FakeTransport:
         self.acknowledged: int | None = None  # of `received`; None: all
         self.closes: list[str] = []
         self.aborts: list[str] = []
-        self.pauses = self.resumes = 0
+        self.pauses = self.resumes = self.small_reads = 0
         self.paused = False
         self.writing = False
         self.retuned: list[Any] = []
@@ -195,6 +195,9 @@ class FakeTransport:
     def resume_reading(self) -> None:
         self.paused = False
         self.resumes += 1
+
+    def read_little(self) -> None:
+        self.small_reads += 1
 
     def close(self, reason: str) -> None:
         if self.open:

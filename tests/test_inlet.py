@@ -54,6 +54,17 @@ def test_whole_records_go_down_with_the_peer_s_name() -> None:
     assert setting.lines.having("event=connected", "source=192.0.2.1:1")
 
 
+def test_of_noise_little_is_read_in_one_turn() -> None:
+    """It may cost a hundred times what records cost, and the other links wait for it."""
+    setting = Setting(max_record=4)
+    link = setting.link()
+    link.deliver(b"one\ntoo long\ntwo\nsix\n")
+    assert link.small_reads == 0
+    link.deliver(b"too long\ntwo\n")
+    assert link.small_reads == 1
+    assert setting.counters.unframed == 18
+
+
 def test_a_second_source_replaces_the_first_at_once() -> None:
     setting = Setting()
     one = setting.link(1)

@@ -22,12 +22,16 @@ class Link:
         self.paused = False
         self.half_closed = False
         self.has_sent = True
+        self.small_reads = 0
 
     def pause_reading(self) -> None:
         self.paused = True
 
     def resume_reading(self) -> None:
         self.paused = False
+
+    def read_little(self) -> None:
+        self.small_reads += 1
 
 
 class Setting:
@@ -67,6 +71,15 @@ def test_all_never_interleaves_inside_a_record() -> None:
         setting.path.received(link, data)
     assert setting.got == [(b"one\n", "peer0"), (b"two\n", "peer1"), (b"one\n", "peer0")]
     assert setting.counters.returned == 12
+
+
+def test_of_noise_little_is_read_in_one_turn() -> None:
+    setting = Setting("all", max_record=4)
+    (link,) = setting.links(1)
+    setting.path.received(link, b"one\ntwo\n")
+    assert link.small_reads == 0
+    setting.path.received(link, b"too long\ntwo\n")
+    assert link.small_reads == 1
 
 
 def test_first_admits_the_longest_connected_alone() -> None:

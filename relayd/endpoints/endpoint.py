@@ -39,6 +39,9 @@ class LinkTransport(Outgoing, Protocol):
     def resume_reading(self) -> None:
         """See Transport.resume_reading."""
 
+    def read_little(self) -> None:
+        """See Transport.read_little."""
+
     def drain(self) -> None:
         """See Transport.drain."""
 

@@ -167,6 +167,9 @@ class ReplayTransport:
     def retune(self, options: SocketOptions, linger_timeout: float) -> None:
         """There is no socket."""
 
+    def read_little(self) -> None:
+        """It delivers what belongs to records only, by the clock."""
+
     def pause_reading(self) -> None:
         self._paused = True
         if self._timer is not None:

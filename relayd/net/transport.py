@@ -199,6 +199,10 @@ class Transport:
         self._paused = False
         self._update_interest()
 
+    def read_little(self) -> None:
+        """What has come was hard to take: read no more of it in one turn than of a link that is new."""
+        self._read_size = _READ_MIN
+
     def drain(self) -> None:
         """Read what has come by now, even while paused, its end included: the link is about to be given up."""
         end = self.bytes_read + unread(self._sock)

@@ -43,6 +43,11 @@ class Framer(Protocol):
         """Return the bytes left out since the last call."""
 
 
+def mostly_noise(framer: Framer, data: bytes) -> bool:
+    """Whether most of what was fed last was left out: it may have cost a hundred times what records cost."""
+    return framer.unframed * 2 > len(data)
+
+
 @dataclass(frozen=True)
 class Framing(ABC):
     """One choice for `framing`: a value, equal to another of the same text.

@@ -53,7 +53,7 @@ FRAMINGS = {
             "OFFSET bytes, a field, as many bytes as it says, EXTRA bytes (-EXTRA: it counts those too)",
             parse_length,
         ),
-        _single(NMEA, "NMEA 0183 and AIS sentences of a right checksum, or of none"),
+        _single(NMEA, "NMEA 0183 and AIS sentences of a right checksum; those that begin with `$` may have none"),
         _single(RTCM3, "RTCM 3 messages of a right checksum"),
         _single(MAVLINK, "MAVLink 1 and 2 packets of a right checksum"),
         _single(UBX, "u-blox UBX messages of a right checksum"),

@@ -4,8 +4,9 @@ r"""NMEA 0183 (IEC 61162-1) sentences: GNSS, AIS and the other instruments of a 
 
 The TAG block of NMEA 4.10 may be missing; `!` stands for `$` before encapsulated data, such as AIS.  hh
 is the exclusive or of the bytes between the mark and `*`.  A sentence of a wrong checksum is broken
-and left out.  One without a checksum is passed, as old talkers send none, if it begins with a proper
-address: a letter, then capitals and digits, three of them at least.  A TAG block must have its own,
+and left out.  One without a checksum is passed, as old talkers send none, if it begins with `$` and a
+proper address: a letter, then capitals and digits, three of them at least. `!` came to the standard
+later than checksums did: without one, it stands in a text.  A TAG block must have its own,
 or the sentence goes on without the block.
 
 Taken from what devices do: CR may be missing; a sentence may be longer than 82 bytes, `max_record` bounds it; `!`
@@ -24,10 +25,11 @@ _HEX = {(high + low).encode(): int(high + low, 16) for high in _DIGITS for low i
 
 _TEXT = rb'[ "#%-)+-\[\]-~]'  # printable ASCII but $ ! * \
 _SUMMED = rb"%(text)s*(?:!%(text)s*){0,3}" % {b"text": _TEXT}
+_UNCHECKED = rb"\$[A-Z][A-Z0-9]{2,}(?:,%s*)?" % _TEXT
 _BLOCK = rb"\\%s+\*[0-9A-Fa-f]{2}\\" % _TEXT
 _SENTENCE = re.compile(
-    rb"(?:%(block)s)?[$!](?:%(summed)s\*[0-9A-Fa-f]{2}|[A-Z][A-Z0-9]{2,}(?:,%(text)s*)?)\r?\n"
-    % {b"block": _BLOCK, b"summed": _SUMMED, b"text": _TEXT}
+    rb"(?:%(block)s)?(?:[$!](?=[^*])%(summed)s\*[0-9A-Fa-f]{2}|%(unchecked)s)\r?\n"
+    % {b"block": _BLOCK, b"summed": _SUMMED, b"unchecked": _UNCHECKED}
 )
 # All that is not ruled out yet, for data that end before LF.
 _BEGINNING = re.compile(

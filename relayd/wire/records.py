@@ -165,7 +165,9 @@ class RecordFramer:
                     records += 1
                     at = stop
                     continue
-                self._paid_at = max(self._paid_at, self._position + at) + length // _CHECKED_PER_BYTE
+                here = self._position + at
+                if self._paid_at - here <= _DEBT_MAX:  # what is checked always adds nothing to a full debt
+                    self._paid_at = max(self._paid_at, here) + length // _CHECKED_PER_BYTE
             elif length == 0 and (blind or end - at <= limit):
                 self._need = 0
                 break

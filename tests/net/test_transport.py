@@ -80,6 +80,16 @@ def test_the_read_size_grows_with_the_stream_and_shrinks_after(loop: Loop) -> No
     assert len(protocol.chunks[0]) == 4096
 
 
+def test_where_little_was_asked_for_the_next_read_is_small(loop: Loop) -> None:
+    protocol, peer = unix_link(loop)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUFFORCE if hasattr(socket, "SO_SNDBUFFORCE") else 32, 1 << 20)
+    peer.sendall(b"x" * 300_000)
+    loop.until(lambda: len(protocol.chunks) == 3)
+    protocol.transport.read_little()
+    loop.until(lambda: len(protocol.data) == 300_000)
+    assert [len(chunk) for chunk in protocol.chunks[2:5]] == [65536, 4096, 16384]
+
+
 def test_one_read_a_turn_so_that_a_flood_shares_the_loop(loop: Loop) -> None:
     flooded, flooder = unix_link(loop)
     quiet, peer = unix_link(loop)

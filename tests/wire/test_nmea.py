@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relayd.wire.nmea import checksum
+from relayd.wire.nmea import NMEA, checksum
 from tests.wire import streams
 
 GGA = streams.nmea(b"GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,545.4,M,46.9,M,,")
@@ -110,3 +110,15 @@ def test_spoilt_recordings_agree_with_pynmeagps() -> None:
     records = streams.framed("nmea", data)
     assert records == [raw for raw, _ in reader]
     assert 300 <= len(records) < 600
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"$GPTXT,WATCH OUT!STARBOARD,NOW\r\n", b"loading!READY\r\n", b"!AIVDM,1,1,,A,15MgK45P3@G?fl0E`JbR0OwT0@MS,0\r\n",
+     b"$*00\r\n", b"!*00\n"],
+)  # fmt: skip
+def test_half_of_a_text_is_no_sentence(line: bytes) -> None:
+    """Without a checksum only `$` begins one, and one must say something."""
+    framer = NMEA.framer(1000)
+    assert framer.feed(line) == b""
+    assert framer.take_unframed() == len(line)

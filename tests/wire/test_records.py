@@ -110,3 +110,14 @@ def test_record_at_walks_from_the_beginning() -> None:
     assert UBX.record_at(chunk, len(GOOD)) == (len(GOOD), len(GOOD) + len(LONG))
     assert UBX.record_at(chunk, len(chunk) - 1) == (len(GOOD) + len(LONG), len(chunk))
     assert isinstance(UBX, RecordFraming) and UBX.count(chunk) == 3
+
+
+def test_noise_makes_no_more_debt_than_is_allowed() -> None:
+    """After much noise of short false headers, long records are let through again before 128 KiB have passed."""
+    framer = UBX.framer(65536)
+    noise = b"\xb5\x62\1\7\xf8\1" * 2000
+    for _ in range(20):
+        framer.feed(noise)
+    framer.feed(bytes(1100))
+    good = streams.ubx(b"m" * 1000)
+    assert any(framer.feed(good) for _ in range(131072 // len(good)))

@@ -92,7 +92,7 @@ class History:
         excess = self._size - size
         if excess <= border:
             return border
-        begin, end = self._framing.record_at(chunk.data, excess)
+        begin, end = self._framing.record_at(chunk, excess)
         if begin == excess:
             return begin
         # A single record that is longer than the limit goes all the same: it is the newest there is.

@@ -133,7 +133,7 @@ class SendQueue:
         self.pour()
         if self.head is None:
             return 0
-        begin, _ = framing.record_at(self.head.data, self.offset)
+        begin, _ = framing.record_at(self.head, self.offset)
         again = self.offset - begin
         self.offset = begin
         self.size += again
@@ -175,8 +175,8 @@ class SendQueue:
         """Drop everything."""
         lost = self.size, self._records
         if self.head is not None:
-            begin, _ = framing.record_at(self.head.data, self.offset)
-            lost = self.size, self._records - framing.count(self.head.data[:begin])
+            begin, _ = framing.record_at(self.head, self.offset)
+            lost = self.size, self._records - framing.records_before(self.head, begin)
         if self.pipe is not None:
             self.pipe.close()
         self.pipe = self.head = self._stretch = self._loose = None
@@ -188,9 +188,9 @@ class SendQueue:
         head = self.head
         if head is None:
             return 0, 0
-        begin, end = framing.record_at(head.data, self.offset)
+        begin, end = framing.record_at(head, self.offset)
         kept = self.offset if begin == self.offset else end
-        lost = len(head.data) - kept, framing.count(head.data[kept:])
+        lost = len(head.data) - kept, head.records - framing.records_before(head, kept)
         if not lost[0]:
             return 0, 0
         self._records -= head.records

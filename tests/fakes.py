@@ -234,7 +234,7 @@ class FakeTransport:
 
 def chunk(data: bytes, framing: Framing = LINE, at: float = 0.0) -> Chunk:
     """Return a chunk of the records that the framing sees in the data."""
-    return Chunk(data, framing.count(data), at)
+    return Chunk(data, framing.records_before(Chunk(data, 0, at), len(data)), at)
 
 
 class Lines:

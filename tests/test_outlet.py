@@ -16,7 +16,7 @@ from relayd.policy.returns import RETURNS
 from relayd.returnpath import ReturnPath
 from relayd.sink import SinkSettings
 from relayd.wire.framings import LINE
-from tests.fakes import FakeEndpoint, FakeReactor, FakeTransport, bound_log
+from tests.fakes import FakeEndpoint, FakeReactor, FakeTransport, bound_log, chunk
 
 
 class Setting:
@@ -49,7 +49,7 @@ class Setting:
         return transport
 
     def put(self, data: bytes) -> None:
-        self.pipeline.put(data, LINE.count(data), "source")
+        self.pipeline.put(data, chunk(data).records, "source")
 
     def adopted(self, **settings: Any) -> Setting:
         """Return the setting of the next configuration, which has taken over."""

@@ -67,7 +67,7 @@ class Setting:
         return transport
 
     def put(self, data: bytes) -> None:
-        self.pipeline.put(data, self.framing.count(data), "source")
+        self.pipeline.put(data, chunk(data, self.framing).records, "source")
         self.put_bytes += len(data)
 
     def conserved(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from relayd.wire.chunk import Chunk
 from relayd.wire.framing import Framer, Framing
 
 _ESCAPES = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\"}
@@ -37,12 +38,12 @@ class DelimitedFraming(Framing):
     def next_border(self, run: bytes, border: int) -> int:
         return run.index(self.delimiter, border) + len(self.delimiter)
 
-    def record_at(self, run: bytes, offset: int) -> tuple[int, int]:
-        begin = _last_border(run, 0, offset, self.delimiter, self.overlapping)
-        return begin, self.next_border(run, begin)
+    def record_at(self, chunk: Chunk, offset: int) -> tuple[int, int]:
+        begin = _last_border(chunk.data, 0, offset, self.delimiter, self.overlapping)
+        return begin, self.next_border(chunk.data, begin)
 
-    def count(self, run: bytes) -> int:
-        return run.count(self.delimiter)
+    def records_before(self, chunk: Chunk, border: int) -> int:
+        return chunk.data.count(self.delimiter, 0, border)
 
     def problem(self, max_record: int) -> str:
         if len(self.delimiter) <= max_record:

@@ -3,8 +3,8 @@
 A framer is fed what was read and hands back one run of whole records, as large as it can be, and
 keeps the rest for the next read.  How the stream was cut into reads makes no difference to what comes
 out.  Inside a run nobody looks for borders, unless it has to be cut: a link was lost in the middle of
-one, or a client gets the newest records alone.  That is what `next_border` and `record_at` are for;
-they trust the run and look at headers alone.
+one, or a client gets the newest records alone.  That is what `next_border`, `record_at` and
+`records_before` are for; they trust the run and look at headers alone.
 
 Bytes that belong to no record are left out and counted, until `take_unframed`: every byte fed is in
 a run, kept for the next one, or counted, and in one of them only.
@@ -21,6 +21,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
+
+from relayd.wire.chunk import Chunk
 
 
 class Framer(Protocol):
@@ -52,7 +54,7 @@ def mostly_noise(framer: Framer, data: bytes) -> bool:
 class Framing(ABC):
     """One choice for `framing`: a value, equal to another of the same text.
 
-    Every `run` is one that a framer of this framing returned, and offsets lie inside it.
+    Every `run` is one that a framer of this framing returned, every chunk holds one; offsets lie inside it.
     """
 
     text: str  # as the configuration writes it
@@ -74,12 +76,12 @@ class Framing(ABC):
         """Return the end of the record that begins at `border`."""
 
     @abstractmethod
-    def record_at(self, run: bytes, offset: int) -> tuple[int, int]:
-        """Return begin and end of the record that holds `run[offset]`."""
+    def record_at(self, chunk: Chunk, offset: int) -> tuple[int, int]:
+        """Return begin and end of the record that holds the byte at `offset`."""
 
     @abstractmethod
-    def count(self, run: bytes) -> int:
-        """Return the number of records."""
+    def records_before(self, chunk: Chunk, border: int) -> int:
+        """Return the number of records that end at a border or before it."""
 
     def problem(self, max_record: int) -> str:
         """Return why no record can be handed on with that `max_record`, or an empty string."""
@@ -102,10 +104,10 @@ class RawFraming(Framing):
     def next_border(self, run: bytes, border: int) -> int:
         return len(run)
 
-    def record_at(self, run: bytes, offset: int) -> tuple[int, int]:
+    def record_at(self, chunk: Chunk, offset: int) -> tuple[int, int]:
         return offset, offset
 
-    def count(self, run: bytes) -> int:
+    def records_before(self, chunk: Chunk, border: int) -> int:
         return 0
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 
 from relayd.errors import did_you_mean
+from relayd.wire.chunk import Chunk
 from relayd.wire.framing import Framer, Framing
 from relayd.wire.records import RecordFraming
 
@@ -38,12 +39,12 @@ class FixedFraming(Framing):
     def next_border(self, run: bytes, border: int) -> int:
         return border + self.size
 
-    def record_at(self, run: bytes, offset: int) -> tuple[int, int]:
+    def record_at(self, chunk: Chunk, offset: int) -> tuple[int, int]:
         begin = offset - offset % self.size
         return begin, begin + self.size
 
-    def count(self, run: bytes) -> int:
-        return len(run) // self.size
+    def records_before(self, chunk: Chunk, border: int) -> int:
+        return border // self.size
 
     def problem(self, max_record: int) -> str:
         if self.size <= max_record:

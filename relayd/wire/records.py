@@ -22,9 +22,12 @@ larger no record over `_ALWAYS_CHECKED` bytes is believed.  Random bytes owe les
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from relayd.wire.chunk import Chunk
 from relayd.wire.framing import Framer, Framing
 
 _CHECKED_PER_BYTE = 16
@@ -63,18 +66,22 @@ class RecordFraming(Framing):
     def next_border(self, run: bytes, border: int) -> int:
         return border + self.format.length(run, border)
 
-    def record_at(self, run: bytes, offset: int) -> tuple[int, int]:
-        end = begin = 0
-        while end <= offset < len(run):
-            begin, end = end, end + self.format.length(run, end)
-        return (begin, end) if end > offset else (offset, offset)
+    def record_at(self, chunk: Chunk, offset: int) -> tuple[int, int]:
+        ends = self._ends(chunk)
+        record = bisect_right(ends, offset)
+        return ends[record - 1] if record else 0, ends[record]
 
-    def count(self, run: bytes) -> int:
-        records = border = 0
-        while border < len(run):
-            border += self.format.length(run, border)
-            records += 1
-        return records
+    def records_before(self, chunk: Chunk, border: int) -> int:
+        return bisect_right(self._ends(chunk), border)
+
+    def _ends(self, chunk: Chunk) -> array[int]:
+        if chunk.ends is None:
+            chunk.ends = array("I")
+            border = 0
+            while border < len(chunk.data):
+                border = self.next_border(chunk.data, border)
+                chunk.ends.append(border)
+        return chunk.ends
 
 
 class RecordFramer:

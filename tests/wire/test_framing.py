@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relayd.wire.chunk import Chunk
 from relayd.wire.framing import RawFramer, RawFraming
 from relayd.wire.framings import FRAMINGS, RAW, parse_framing
 from tests.wire import slowly, streams
@@ -150,13 +151,16 @@ def test_the_same_of_bytes_that_mean_nothing(text: str, draw: st.DataObject) -> 
 @given(st.data())
 def test_the_record_at_an_offset(text: str, draw: st.DataObject) -> None:
     framing = parse_framing(text)
-    chunk = b"".join(streams.framed(framing, draw.draw(chosen(text))))
+    records = streams.framed(framing, draw.draw(chosen(text)))
+    chunk = Chunk(b"".join(records), len(records), 0.0)
     begin = 0
-    for record in streams.split(framing, chunk):
+    for number, record in enumerate(records):
         end = begin + len(record)
+        assert framing.records_before(chunk, begin) == number
         for offset in range(begin, end):
             assert framing.record_at(chunk, offset) == (begin, end)
         begin = end
+    assert framing.records_before(chunk, begin) == len(records)
 
 
 @pytest.mark.parametrize("text", PARTS)
@@ -238,7 +242,7 @@ def test_a_read_of_whole_records_is_not_copied(text: str) -> None:
     )
     framer = framing.framer(65536)
     assert framer.feed(data) is data
-    assert framer.records == framing.count(data)
+    assert framer.records == framing.records_before(Chunk(data, 0, 0.0), len(data))
     assert framer.feed(data) is data
     assert framer.unframed == 0
 
@@ -268,8 +272,9 @@ def test_raw_hands_everything_on() -> None:
 
 def test_raw_can_be_cut_anywhere() -> None:
     assert RawFraming() == RAW and not RAW.has_records
-    assert RAW.record_at(b"abc", 2) == (2, 2)
-    assert RAW.count(b"abc") == 0
+    chunk = Chunk(b"abc", 0, 0.0)
+    assert RAW.record_at(chunk, 2) == (2, 2)
+    assert RAW.records_before(chunk, 2) == 0
     assert RAW.next_border(b"abc", 1) == 3
 
 

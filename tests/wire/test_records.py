@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from relayd.wire.chunk import Chunk
 from relayd.wire.records import RecordFramer, RecordFraming
 from relayd.wire.rtcm3 import RTCM3
 from relayd.wire.ubx import UBX, UbxFormat
@@ -104,12 +105,17 @@ def test_ordinary_noise_costs_no_record() -> None:
     assert framer.records == 300
 
 
-def test_record_at_walks_from_the_beginning() -> None:
-    chunk = GOOD + LONG + GOOD
-    assert UBX.record_at(chunk, 0) == (0, len(GOOD))
-    assert UBX.record_at(chunk, len(GOOD)) == (len(GOOD), len(GOOD) + len(LONG))
-    assert UBX.record_at(chunk, len(chunk) - 1) == (len(GOOD) + len(LONG), len(chunk))
-    assert isinstance(UBX, RecordFraming) and UBX.count(chunk) == 3
+def test_the_borders_of_a_chunk_are_walked_over_once_for_all_that_stop_in_it() -> None:
+    counted = CountedFormat()
+    framing = RecordFraming("counted", counted)
+    chunk = Chunk(GOOD + LONG + GOOD, 3, 0.0)
+    second, third, end = len(GOOD), len(GOOD + LONG), len(chunk.data)
+    for _ in range(3):
+        assert framing.record_at(chunk, 0) == (0, second)
+        assert framing.record_at(chunk, second) == (second, third)
+        assert framing.record_at(chunk, end - 1) == (third, end)
+        assert [framing.records_before(chunk, border) for border in (0, second, third, end)] == [0, 1, 2, 3]
+    assert counted.asked == 3
 
 
 def test_noise_makes_no_more_debt_than_is_allowed() -> None:

@@ -8,8 +8,9 @@ A packet with an incompatible flag other than 0x01 cannot be parsed, says the st
 
 The checksum is CRC-16/MCRF4XX over everything behind the mark and one byte more that is not sent: the
 CRC_EXTRA, a digest of the message's definition.  For the ids of the dialects that pymavlink ships it must
-be one of theirs.  For any other id it is what makes the checksum fit, if there is one: of 65536
-checksums 256 can be made to fit, so one broken packet of an unknown id in 256 goes on as a good one.
+be one that the id has there, or had in a former version.  For any other id it is what makes the checksum
+fit, if there is one: of 65536 checksums 256 can be made to fit, so one broken packet of an unknown id in
+256 goes on as a good one.
 """
 
 from __future__ import annotations

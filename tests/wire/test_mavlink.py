@@ -49,6 +49,15 @@ def test_known_ids_are_checked_exactly() -> None:
         assert streams.framed("mavlink", streams.mavlink1(b"abc", 0, extra) + good + b"x" * 300) == [good]
 
 
+def test_what_is_packed_by_a_former_definition_is_a_record() -> None:
+    # FILE_TRANSFER_PROTOCOL of 2014, and OPEN_DRONE_ID_SYSTEM as drones of 2020 to 2022 send it.
+    old = [
+        streams.mavlink1(b"x" * 254, 110, 235),
+        *(streams.mavlink2(b"x" * 50, 12904, extra) for extra in (150, 203, 77)),
+    ]
+    assert streams.framed("mavlink", b"".join(old)) == old
+
+
 def test_unknown_flags_cannot_be_parsed() -> None:
     head = b"\4\2\0\7\1\1\0\0\0abcd"
     packet = b"\xfd" + head + streams.mcrf4xx(head + bytes([50])).to_bytes(2, "little")

@@ -87,9 +87,10 @@ class _Builder:
         self._log = shared.log.bind(relay=config.name)
         self._counters = counters
         self._framing = config.framing
+        self._returned = config.framing.returned
         # Records have to be found, and what is read seldom to be read: then nothing can go past the process.
         self._forward = Pipeline(shared.reactor, seen=config.framing.has_records or bool(config.coalesce))
-        self._backward = Pipeline(shared.reactor, seen=config.framing.has_records)
+        self._backward = Pipeline(shared.reactor, seen=self._returned.has_records)
         self._options = _socket_options(config)
 
     def relay(self) -> Relay:
@@ -121,7 +122,7 @@ class _Builder:
         config = self._config
         # What goes back is never dropped: where the source does not take it, the links are not read.
         sinks = SinkSettings(
-            self._shared.reactor, self._backward, self._framing, config.buffer, Relief.HOLD, kept=True
+            self._shared.reactor, self._backward, self._returned, config.buffer, Relief.HOLD, kept=True
         )  # fmt: skip
         return Inlet(
             self._shared.reactor, self._forward, sinks,
@@ -141,7 +142,10 @@ class _Builder:
             config.stall_timeout, config.slow_after, config.max_age,
         )  # fmt: skip
         back = ReturnPath(
-            RETURNS[config.return_rule], self._backward, lambda: self._framing.framer(config.max_record), self._counters
+            RETURNS[config.return_rule],
+            self._backward,
+            lambda: self._returned.framer(config.max_record),
+            self._counters,
         )
         if not kept:
             clients = ClientsOutlet(

@@ -1,10 +1,11 @@
 """Mode S Beast: what ADS-B receivers (Beast, Radarcape, dump1090, readsb) hear from aircraft.
 
-    0x1A | type | 6 bytes: time stamp | 1 byte: signal level | the message
+    0x1A | type | content
 
-The type tells the message's length: '1' is Mode A/C, 2 bytes; '2' a short Mode S frame, 7; '3' a long
-one, 14; '4' the state of a Radarcape, 14.  An 0x1A in anything behind the type is sent twice, so one
-that stands alone begins a record, wherever it is: a record that holds one was cut short.
+The type tells how long the content is.  An 0x1A in it is sent twice, so one that stands alone begins a
+record, wherever it is: a record that holds one was cut short.  Types 1 to 4 are of the Beast's own
+description ("Mode-S Beast: Data Output Formats"), the others of readsb, which reads and writes them
+(net_io.c).  What a client sends back to the receiver looks alike, with other lengths.
 
 There is no checksum; a record is right when its bytes are there.  In a run of 0x1A the pairs are data and
 an odd one at the end is a beginning, as far as one can know where the run began.  In a stream that is
@@ -14,20 +15,40 @@ joined inside a record one cannot: a run of 0x1A at its very beginning is left o
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
+from relayd.wire.framing import Framing
 from relayd.wire.records import RecordFraming
 
+_HEARD = {  # type -> bytes of its content; 1 to 3 begin with a time stamp, 6 bytes, and a signal level, 1 byte
+    b"1": 9,  # Mode A/C
+    b"2": 14,  # a short Mode S frame
+    b"3": 21,  # a long one
+    b"4": 21,  # the state of a Radarcape
+    b"5": 21,  # its position
+    b"\xe3": 8,  # which receiver heard what follows
+    b"\xe4": 36,  # the feeder's UUID, as text
+    b"W": 1,  # a wish: for pings, or for less
+    b"P": 3,  # a ping, or the answer
+}
+_SETTINGS = {b"1": 1, b"W": 1, b"P": 3}  # '1' sets a switch of the receiver
+
 _BYTE = rb"(?:[^\x1a]|\x1a\x1a)"
-_RECORD = re.compile(rb"\x1a(?:1%(b)s{9}|2%(b)s{14}|[34]%(b)s{21})" % {b"b": _BYTE}, re.DOTALL)
-_BEGINNING = re.compile(rb"\x1a(?:\x1a?|[1-4]%(b)s{0,21}\x1a?)\Z" % {b"b": _BYTE}, re.DOTALL)
 _ESCAPES = re.compile(rb"\x1a+")
 
 
 class BeastFormat:
-    """How to tell a Beast record."""
+    """How to tell a Beast record: its types, and the bytes of content that each has."""
 
     blind = False
     closing = b""
+
+    def __init__(self, contents: dict[bytes, int]) -> None:
+        self._types = b"".join(contents)
+        whole = b"|".join(b"%s%s{%d}" % (kind, _BYTE, size) for kind, size in contents.items())
+        cut = b"[%s]%s{0,%d}" % (self._types, _BYTE, max(contents.values()))
+        self._record = re.compile(rb"\x1a(?:%s)" % whole, re.DOTALL)
+        self._beginning = re.compile(rb"\x1a(?:\x1a?|%s\x1a?)\Z" % cut, re.DOTALL)
 
     def find(self, data: bytes, refused: int) -> int:
         end = refused
@@ -38,14 +59,14 @@ class BeastFormat:
             odd = (end - begin) % 2
             if end == len(data):
                 return end - 2 + odd  # what comes next decides; of many pairs the last one is enough
-            if odd and data[end] in b"1234":
+            if odd and data[end] in self._types:
                 return end - 1
         return len(data)
 
     def length(self, data: bytes, begin: int) -> int:
-        if record := _RECORD.match(data, begin):
+        if record := self._record.match(data, begin):
             return record.end() - begin
-        return 0 if _BEGINNING.match(data, begin) else -1
+        return 0 if self._beginning.match(data, begin) else -1
 
     def valid(self, data: bytes, begin: int, end: int) -> bool:
         return True
@@ -55,4 +76,16 @@ class BeastFormat:
         return len(data) - len(rest) if rest else -1
 
 
-BEAST = RecordFraming("beast", BeastFormat())
+_BEAST_SETTINGS = RecordFraming("beast settings", BeastFormat(_SETTINGS))
+
+
+@dataclass(frozen=True)
+class BeastFraming(RecordFraming):
+    """What a receiver hears; what goes back to it are settings."""
+
+    @property
+    def returned(self) -> Framing:
+        return _BEAST_SETTINGS
+
+
+BEAST = BeastFraming("beast", BeastFormat(_HEARD))

@@ -67,6 +67,11 @@ class Framing(ABC):
         """Whether a stream may be cut at some places only."""
         return True
 
+    @property
+    def returned(self) -> Framing:
+        """The framing of what goes the other way, back to the source."""
+        return self
+
     @abstractmethod
     def framer(self, max_record: int) -> Framer:
         """Return a framer for a new stream; no record over `max_record` bytes is handed on."""

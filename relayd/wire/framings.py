@@ -57,7 +57,7 @@ FRAMINGS = {
         _single(RTCM3, "RTCM 3 messages of a right checksum"),
         _single(MAVLINK, "MAVLink 1 and 2 packets of a right checksum"),
         _single(UBX, "u-blox UBX messages of a right checksum"),
-        _single(BEAST, "Mode S Beast records"),
+        _single(BEAST, "Mode S Beast records, those of readsb too; back to the receiver, its settings"),
     )
 }
 

@@ -434,6 +434,17 @@ def test_a_return_record_cut_by_its_sender_is_thrown_away(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_settings_go_back_to_a_beast_receiver_whose_records_they_are_not(mode: str) -> None:
+    with setting(mode, "-o", "framing=beast", "-o", "return=all") as ends:
+        destination, source = ends.destination(), ends.source()
+        heard = b"\x1a1timeinsAC"
+        source.sendall(heard)
+        assert receive(destination, len(heard)) == heard
+        destination.sendall(b"\x1a1J")
+        assert receive(source, 3) == b"\x1a1J"
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_return_none_brings_nothing_back(mode: str) -> None:
     with setting(mode, "-o", "return=none") as ends:
         destination, source = ends.destination(), ends.source()

@@ -147,15 +147,18 @@ def sum_right(text: bytes) -> bool:
     return text[-3:-2] == b"*" and bool(re.fullmatch(rb"[0-9A-Fa-f]{2}", digits)) and number == int(digits, 16)
 
 
+BEAST_CONTENTS = {0x31: 9, 0x32: 14, 0x33: 21, 0x34: 21, 0x35: 21, 0x50: 3, 0x57: 1, 0xE3: 8, 0xE4: 36}
+
+
 def beast_at(data: bytes, at: int, max_record: int) -> int | None:
     if data[at] != 0x1A:
         return -1
     if at + 1 == len(data):
         return None
-    if data[at + 1] not in b"1234":
+    if data[at + 1] not in BEAST_CONTENTS:
         return -2 if data[at + 1] == 0x1A else -1
     end = at + 2
-    for _ in range({"1": 9, "2": 14, "3": 21, "4": 21}[chr(data[at + 1])]):
+    for _ in range(BEAST_CONTENTS[data[at + 1]]):
         if data[end : end + 1] == b"\x1a":
             if data[end + 1 : end + 2] not in (b"", b"\x1a"):
                 return -2  # one that was not doubled

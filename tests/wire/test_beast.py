@@ -9,10 +9,24 @@ from tests.wire import streams
 
 MODE_AC = streams.beast(b"1", b"timeinsAC")
 SHORT = streams.beast(b"2", b"timeinS7bytes.")
+RECEIVER = streams.beast(b"\xe3", b"recei\x1aer")
 LONG = streams.beast(b"3", b"timein" + b"\x1a" * 15)
 
 
-@pytest.mark.parametrize("record", [MODE_AC, SHORT, LONG, streams.beast(b"4", b"\x1a" + b"s" * 19 + b"\x1a")])
+@pytest.mark.parametrize(
+    "record",
+    [
+        MODE_AC,
+        SHORT,
+        LONG,
+        streams.beast(b"4", b"\x1a" + b"s" * 19 + b"\x1a"),
+        streams.beast(b"5", b"position" + b"p" * 13),
+        RECEIVER,
+        streams.beast(b"\xe4", b"12345678-1234-1234-1234-123456789abc"),
+        streams.beast(b"W", b"O"),
+        streams.beast(b"P", b"\1\x1a\3"),
+    ],
+)
 def test_records(record: bytes) -> None:
     assert streams.framed("beast", record * 3) == [record] * 3
     assert streams.framed("beast", b"noise" + record + b"noise\x1a\x1a3" + record + record[:-1]) == [record] * 2
@@ -50,4 +64,11 @@ def test_a_stream_joined_inside_a_pair_begins_with_no_false_record() -> None:
 
 
 def test_an_unknown_type_is_no_record() -> None:
-    assert streams.framed("beast", streams.beast(b"\xe3", b"receiver") + MODE_AC) == [MODE_AC]
+    assert streams.framed("beast", streams.beast(b"H", b"hulc") + MODE_AC) == [MODE_AC]
+
+
+def test_what_goes_back_are_settings() -> None:
+    framing = parse_framing("beast").returned
+    wishes = [b"\x1a1" + switch for switch in (b"C", b"d", b"J")] + [b"\x1aWS", streams.beast(b"P", b"\1\x1a\3")]
+    assert streams.framed(framing, b"".join(wishes) + b"noise" + wishes[0] + b"\x1a3") == [*wishes, wishes[0]]
+    assert framing.returned is framing

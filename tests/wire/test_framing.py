@@ -50,6 +50,8 @@ PARTS = {
     "beast": [
         streams.beast(b"1", b"timesgnlA"), streams.beast(b"2", b"times\x1agnl234567"), streams.beast(b"3", b"x" * 21),
         streams.beast(b"1", b"\x1a" * 9), streams.beast(b"4", b"\x1a" * 21), b"\x1a", b"\x1a\x1a", b"1", b"3", b"noise",
+        streams.beast(b"\xe3", b"1\x1a345678"), streams.beast(b"\xe4", b"u" * 36), streams.beast(b"P", b"\x1a\x1a3"),
+        b"P", b"\xe3", b"\x1aW",
         b"\x1a1cut", b"\x1a2cut\x1a", b"\x1ax",
     ],
 }  # fmt: skip

@@ -27,14 +27,18 @@ class SourceLink:
         self.reading_since = inlet.now  # before that, silence was ours
 
     def data_received(self, data: bytes) -> None:
+        run = self.framer.feed(data)
+        if self.framer.unframed and mostly_noise(self.framer, data):
+            self.transport.read_little()
+        self.pass_on(run)
+
+    def pass_on(self, run: bytes) -> None:
+        """Pass on what the framer returned; count what it left out."""
         framer, inlet = self.framer, self.inlet
-        run = framer.feed(data)
+        counters = inlet.counters
         if framer.unframed:
-            if mostly_noise(framer, data):
-                self.transport.read_little()
-            inlet.counters.unframed += framer.take_unframed()
+            counters.unframed += framer.take_unframed()
         if run:
-            counters = inlet.counters
             counters.bytes_in += len(run)
             counters.records_in += framer.records
             inlet.pipeline.put(run, framer.records, self.peer)
@@ -190,8 +194,7 @@ class Inlet:
         self.link = None
         self.pipeline.remove_producer(link)
         self.sink.detach()
-        link.framer.reset()
-        self.counters.unframed += link.framer.take_unframed()
+        link.pass_on(link.framer.finish())
         self.changed_at = self._reactor.now
         self._stop_watching_idle()
 

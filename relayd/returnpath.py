@@ -53,17 +53,9 @@ class ReturnPath:
             self._counters.discarded += len(data)
             return
         run = framer.feed(data)
-        if framer.unframed:
-            if mostly_noise(framer, data):
-                link.read_little()
-            self._counters.unframed += framer.take_unframed()
-        if not run:
-            return
-        if self._rule.admits(link, self._framers):
-            self._counters.returned += len(run)
-            self._pipeline.put(run, framer.records, link.peer)
-        else:
-            self._counters.discarded += len(run)
+        if framer.unframed and mostly_noise(framer, data):
+            link.read_little()
+        self._pass_on(run, framer, link)
 
     def passed_on(self, link: Returning, transport: Incoming) -> bool:
         """Pass on what the link has to be read without reading it; return whether that could be done."""
@@ -81,7 +73,8 @@ class ReturnPath:
         former._pipeline.remove_producer(link)
         if self._closed:
             if framer is not None:
-                self._throw_away(framer)
+                self._counters.discarded += len(framer.finish())
+                self._counters.unframed += framer.take_unframed()
             link.resume_reading()
         elif framer is not None:
             framer.max_record = self._framer().max_record
@@ -94,11 +87,20 @@ class ReturnPath:
 
     def left(self, link: Returning) -> None:
         """A link will send no more; the record it was cut in is thrown away. Harmless when repeated."""
-        framer = self._framers.pop(link, None)
+        framer = self._framers.get(link)
         if framer is not None:
-            self._throw_away(framer)
             self._pipeline.remove_producer(link)
+            self._pass_on(framer.finish(), framer, link)
+            self._framers.pop(link, None)
 
-    def _throw_away(self, framer: Framer) -> None:
-        framer.reset()
-        self._counters.unframed += framer.take_unframed()
+    def _pass_on(self, run: bytes, framer: Framer, link: Returning) -> None:
+        """Pass on what the framer returned, if the link may send just now; count what it left out."""
+        if framer.unframed:
+            self._counters.unframed += framer.take_unframed()
+        if not run:
+            return
+        if self._rule.admits(link, self._framers):
+            self._counters.returned += len(run)
+            self._pipeline.put(run, framer.records, link.peer)
+        else:
+            self._counters.discarded += len(run)

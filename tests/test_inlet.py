@@ -7,8 +7,10 @@ from relayd.observe.counters import Counters
 from relayd.pipeline import Pipeline
 from relayd.policy.overflow import Relief
 from relayd.sink import SinkSettings
-from relayd.wire.framings import LINE
+from relayd.wire.framing import Framing
+from relayd.wire.framings import LINE, UBX
 from tests.fakes import FakeEndpoint, FakeReactor, FakeTransport, bound_log, chunk
+from tests.wire import streams
 
 
 class Setting:
@@ -16,7 +18,7 @@ class Setting:
 
     def __init__(
         self, replace: bool = True, idle_timeout: float = 0.0, max_record: int = 100, buffer: int = 100,
-        former: Setting | None = None,
+        former: Setting | None = None, framing: Framing = LINE,
     ) -> None:  # fmt: skip
         """`former`: the setting of the configuration before, whose counters go on."""
         self.reactor = former.reactor if former else FakeReactor()
@@ -29,7 +31,7 @@ class Setting:
         log, self.lines = bound_log(self.reactor)
         self.endpoint = FakeEndpoint()
         self.inlet = Inlet(
-            self.reactor, self.pipeline, sinks, lambda: LINE.framer(max_record), self.counters, log,
+            self.reactor, self.pipeline, sinks, lambda: framing.framer(max_record), self.counters, log,
             replace, idle_timeout,
             changed=lambda: self.told.append("changed"), lost=lambda reason: self.told.append("lost"),
         )  # type: ignore[arg-type]  # fmt: skip
@@ -77,6 +79,30 @@ def test_a_second_source_replaces_the_first_at_once() -> None:
     assert setting.told == ["changed"] * 3  # two came, one went; the source was not lost
     assert setting.lines.having("event=closed", "source=192.0.2.1:1", "reason=replaced", "received=7")
     assert setting.counters.unframed == 3
+
+
+FALSE_HEADER = b"\xb5\x62\1\7\x40\0"  # claims 64 bytes, which never come
+GOOD = streams.ubx(b"good")
+
+
+def test_whole_records_behind_what_was_none_are_passed_on_when_the_source_ends() -> None:
+    setting = Setting(framing=UBX)
+    link = setting.link()
+    link.deliver(FALSE_HEADER + GOOD)
+    assert setting.data == b""
+    setting.inlet.sink.put(chunk(b"back\n"))
+    link.lose()
+    assert setting.got == [(GOOD, "192.0.2.1:1")]
+    counters = setting.counters
+    assert (counters.bytes_in, counters.records_in, counters.unframed) == (len(GOOD), 1, len(FALSE_HEADER))
+
+
+def test_a_replaced_source_s_last_records_come_before_the_next_one_s() -> None:
+    setting = Setting(framing=UBX)
+    setting.link(1).deliver(FALSE_HEADER + GOOD)
+    next_one = streams.ubx(b"next")
+    setting.link(2).deliver(next_one)
+    assert setting.got == [(GOOD, "192.0.2.1:1"), (next_one, "192.0.2.1:2")]
 
 
 def test_a_second_source_may_be_refused_until_the_first_is_gone() -> None:

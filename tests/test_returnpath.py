@@ -10,8 +10,10 @@ from relayd.observe.counters import Counters
 from relayd.pipeline import Pipeline
 from relayd.policy.returns import RETURNS
 from relayd.returnpath import ReturnPath
-from relayd.wire.framings import LINE
+from relayd.wire.framing import Framing
+from relayd.wire.framings import LINE, UBX
 from tests.fakes import FakeReactor
+from tests.wire import streams
 
 
 class Link:
@@ -37,11 +39,13 @@ class Link:
 class Setting:
     """A return path with a rule; `got` is what reached the source's pipeline."""
 
-    def __init__(self, rule: str, max_record: int = 100, former: Setting | None = None) -> None:
+    def __init__(
+        self, rule: str, max_record: int = 100, former: Setting | None = None, framing: Framing = LINE
+    ) -> None:
         """`former`: that of the configuration before, whose counters go on."""
         self.pipeline, self.counters, self.got = Pipeline(FakeReactor()), former.counters if former else Counters(), []
         self.pipeline.taps += (lambda chunk, peer: self.got.append((chunk, peer)),)
-        self.path = ReturnPath(RETURNS[rule], self.pipeline, lambda: LINE.framer(max_record), self.counters)
+        self.path = ReturnPath(RETURNS[rule], self.pipeline, lambda: framing.framer(max_record), self.counters)
 
     def links(self, count: int) -> list[Link]:
         links = [Link(f"peer{number}") for number in range(count)]
@@ -120,6 +124,23 @@ def test_a_record_cut_by_leaving_is_thrown_away() -> None:
     setting.path.received(two, b"other\n")
     assert setting.bytes == b"whole\nother\n"
     assert setting.counters.unframed == 3
+
+
+@pytest.mark.parametrize(("rule", "returned"), [("all", 2), ("first", 1), ("none", 0)])
+def test_records_behind_what_was_none_count_when_the_link_leaves(rule: str, returned: int) -> None:
+    setting = Setting(rule, framing=UBX)
+    false_header, good = b"\xb5\x62\1\7\x40\0", streams.ubx(b"good")
+    links = setting.links(2)
+    for link in links:
+        setting.path.received(link, false_header + good)
+    for link in reversed(links):
+        setting.path.left(link)
+        setting.path.left(link)
+    counters = setting.counters
+    unframed = 0 if rule == "none" else 2 * len(false_header)
+    assert setting.bytes == good * returned
+    assert (counters.returned, counters.unframed) == (returned * len(good), unframed)
+    assert counters.returned + counters.discarded + counters.unframed == 2 * len(false_header + good)
 
 
 def test_overlong_records_are_counted_once() -> None:

@@ -78,7 +78,7 @@ class _Records:
     def rewind(self) -> None:
         """Begin anew."""
         self._file.seek(0)
-        self._framer.reset()
+        self._framer.finish()
         self._framer.take_unframed()
         self._pending = self._run = b""
         self._ready = self._border = 0

@@ -105,11 +105,12 @@ class DelimitedFramer:
         self._keep(data[end:])
         return self._measured(data[:end])
 
-    def reset(self) -> None:
+    def finish(self) -> bytes:
         self.unframed += len(self._tail)
         self._tail.clear()
         self._skipping = False
         self.records = 0
+        return b""
 
     def skip_record(self) -> None:
         if not self._skipping:

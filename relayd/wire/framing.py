@@ -35,8 +35,11 @@ class Framer(Protocol):
     def feed(self, data: bytes) -> bytes:
         """Take what was read; return the run of whole records that is now complete, or b''."""
 
-    def reset(self) -> None:
-        """The stream has ended: throw the record that was cut short away; what is fed next begins another."""
+    def finish(self) -> bytes:
+        """The stream has ended: throw the record that was cut short away; what is fed next begins another.
+
+        Return the whole records behind a beginning that was none after all, or b''; `records` is of these.
+        """
 
     def skip_record(self) -> None:
         """The stream is in the middle of a record: leave out what comes up to the next border."""
@@ -129,8 +132,9 @@ class RawFramer:
     def feed(self, data: bytes) -> bytes:
         return data
 
-    def reset(self) -> None:
+    def finish(self) -> bytes:
         """Nothing is kept between reads."""
+        return b""
 
     def skip_record(self) -> None:
         """There are no records."""

@@ -91,12 +91,13 @@ class FixedFramer:
         self._tail += data[end:]
         return run
 
-    def reset(self) -> None:
+    def finish(self) -> bytes:
         self.unframed += len(self._tail)
         self._tail.clear()
         self._skip = 0
         self._astray = False
         self.records = 0
+        return b""
 
     def skip_record(self) -> None:
         self.unframed += len(self._tail)

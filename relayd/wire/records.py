@@ -116,11 +116,18 @@ class RecordFramer:
             tail.clear()
         return self._walk(data)
 
-    def reset(self) -> None:
-        self.unframed += len(self._tail)
+    def finish(self) -> bytes:
+        tail = bytes(self._tail)
         self._tail.clear()
+        self.records = 0
+        run = b""
+        if self._format.blind or self._format.closing not in tail:
+            self.unframed += len(tail)
+        else:
+            run = self._walk(tail, ended=True)
         self._astray = False
-        self.records = self._need = self._skip = self._position = self._paid_at = 0
+        self._need = self._skip = self._position = self._paid_at = 0
+        return run
 
     def skip_record(self) -> None:
         self.unframed += len(self._tail)
@@ -154,8 +161,8 @@ class RecordFramer:
         self._position += left_out
         return data[left_out:]
 
-    def _walk(self, data: bytes) -> bytes:
-        """Return the whole records in `data`, keep the one cut short at its end."""
+    def _walk(self, data: bytes, ended: bool = False) -> bytes:
+        """Return the whole records in `data`, keep the one cut short at its end: if nothing follows, it is none."""
         length_of, valid, blind = self._format.length, self._format.valid, self._format.blind
         limit = self.max_record
         kept = []
@@ -166,16 +173,16 @@ class RecordFramer:
             if 0 < length <= limit and not (self._paid_at and self._in_debt(length, at)):
                 stop = at + length
                 if stop > end:
-                    self._need = length
-                    break
-                if valid(data, at, stop):
+                    if not ended:
+                        self._need = length
+                        break
+                elif valid(data, at, stop):
                     records += 1
                     at = stop
                     continue
-                here = self._position + at
-                if self._paid_at - here <= _DEBT_MAX:  # what is checked always adds nothing to a full debt
-                    self._paid_at = max(self._paid_at, here) + length // _CHECKED_PER_BYTE
-            elif length == 0 and (blind or end - at <= limit):
+                else:
+                    self._charge(length, at)
+            elif length == 0 and not ended and (blind or end - at <= limit):
                 self._need = 0
                 break
             if begin < at:
@@ -193,6 +200,12 @@ class RecordFramer:
     def _in_debt(self, length: int, at: int) -> bool:
         """Return whether too many checks have failed for one of this length."""
         return length > _ALWAYS_CHECKED and self._paid_at - self._position - at > _DEBT_MAX
+
+    def _charge(self, length: int, at: int) -> None:
+        """A check of so many bytes has failed."""
+        here = self._position + at
+        if self._paid_at - here <= _DEBT_MAX:  # what is checked always adds nothing to a full debt
+            self._paid_at = max(self._paid_at, here) + length // _CHECKED_PER_BYTE
 
     def _next_place(self, data: bytes, at: int, length: int) -> int:
         """Leave out what was refused at `at`, and what follows up to the next place for a record."""

@@ -9,22 +9,22 @@ from relayd.wire.mavlink_extras import EXTRAS
 from tests.wire import streams
 
 # The length of the record at a place, minus the bytes to leave out where none is, None where the end of the
-# stream leaves it open.
+# stream leaves it open: it was cut short there, or it was none and there are some behind its beginning.
 LengthAt = Callable[[bytes, int, int], "int | None"]
 Records = Callable[[bytes, int], "list[bytes]"]
 
 
-def walk(length_at: LengthAt) -> Records:
+def walk(length_at: LengthAt, blind: bool = False) -> Records:
     def records(data: bytes, max_record: int) -> list[bytes]:
         found = []
         at = 0
         while at < len(data):
             length = length_at(data, at, max_record)
-            if length is None:
+            if length is None and blind:
                 break
-            if length > 0:
+            if length is not None and length > 0:
                 found.append(data[at : at + length])
-            at += abs(length)
+            at += 1 if length is None else abs(length)
         return found
 
     return records
@@ -44,7 +44,7 @@ def fixed(size: int) -> Records:
             return None
         return size if size <= max_record else -size
 
-    return walk(length_at)
+    return walk(length_at, blind=True)
 
 
 def length(width: int, order: str, offset: int, extra: int) -> Records:
@@ -59,7 +59,7 @@ def length(width: int, order: str, offset: int, extra: int) -> Records:
             return -total
         return total if at + total <= len(data) else None
 
-    return walk(length_at)
+    return walk(length_at, blind=True)
 
 
 def headed(length_of: Callable[[bytes], int | None], right: Callable[[bytes], bool]) -> Records:

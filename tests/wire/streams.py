@@ -7,6 +7,7 @@ import itertools
 import operator
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def run(framer: Framer, parts: list[bytes]) -> bytes:
     return b"".join(framer.feed(part) for part in parts)
 
 
+def fed(framer: Framer, parts: list[bytes]) -> Iterator[bytes]:
+    """Yield what the framer returns for each part, and at the end."""
+    yield from map(framer.feed, parts)
+    yield framer.finish()
+
+
 def framed(framing: Framing | str, data: bytes, max_record: int = 65536, cuts: list[int] | None = None) -> list[bytes]:
     """Return the records of a stream, having tried it whole, halved, byte by byte and cut at `cuts`.
 
@@ -39,13 +46,11 @@ def framed(framing: Framing | str, data: bytes, max_record: int = 65536, cuts: l
     for parts in ([data], [data[:half], data[half:]], [bytes([byte]) for byte in data], pieces(data, cuts or [])):
         framer = framing.framer(max_record)
         records = []
-        for part in parts:
-            chunk = framer.feed(part)
+        for chunk in fed(framer, parts):
             found = split(framing, chunk)
             assert b"".join(found) == chunk
             assert len(found) == framer.records == framing.records_before(Chunk(chunk, 0, 0.0), len(chunk))
             records += found
-        framer.reset()
         assert sum(map(len, records)) + framer.take_unframed() == len(data)
         results.append(records)
     assert all(result == results[0] for result in results)

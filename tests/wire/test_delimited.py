@@ -51,17 +51,17 @@ def test_an_endless_line_is_not_kept() -> None:
 def test_s26_reset_throws_the_cut_record_away() -> None:
     framer = LINE.framer(100)
     assert framer.feed(b"whole\ncut sho") == b"whole\n"
-    framer.reset()
+    framer.finish()
     assert framer.unframed == 7
     assert framer.take_unframed() == 7
     assert (framer.unframed, framer.take_unframed()) == (0, 0)
     assert framer.feed(b"new\n") == b"new\n"
 
 
-def test_reset_ends_the_skipping_of_a_long_line() -> None:
+def test_the_end_ends_the_skipping_of_a_long_line() -> None:
     framer = LINE.framer(4)
     framer.feed(b"too long")
-    framer.reset()
+    framer.finish()
     assert framer.feed(b"new\n") == b"new\n"
 
 
@@ -72,10 +72,10 @@ def test_the_delimiter_of_a_long_record_may_be_cut_anywhere() -> None:
         assert streams.run(framer, [data[at : at + size] for at in range(0, len(data), size)]) == b"ab\r\n\r\n"
 
 
-def test_half_a_delimiter_is_forgotten_at_reset() -> None:
+def test_half_a_delimiter_is_forgotten_at_the_end() -> None:
     framer = DelimitedFramer(b"\r\n", 4)
     framer.feed(b"too long\r")
-    framer.reset()
+    framer.finish()
     assert framer.feed(b"\nab") == b""
     assert framer.feed(b"\r\n") == b""  # \nab\r\n is five bytes
     assert framer.feed(b"ab\r\n") == b"ab\r\n"

@@ -135,8 +135,7 @@ def test_one_stream_of_everything_cut_at_every_place(text: str) -> None:
         assert b"".join(streams.framed(text, data, max_record)) == expected
         for at in range(len(data)):
             framer = parse_framing(text).framer(max_record)
-            assert framer.feed(data[:at]) + framer.feed(data[at:]) == expected
-            framer.reset()
+            assert framer.feed(data[:at]) + framer.feed(data[at:]) + framer.finish() == expected
             assert framer.unframed == len(data) - len(expected)
 
 
@@ -179,24 +178,23 @@ def test_max_record_may_change_between_reads(text: str, draw: st.DataObject) -> 
         chunk = framer.feed(part)
         assert all(len(record) <= framer.max_record for record in streams.split(framing, chunk))
         handed_on += len(chunk)
-    framer.reset()
-    assert handed_on + framer.unframed == len(data)
+    assert handed_on + len(framer.finish()) + framer.unframed == len(data)
 
 
 @pytest.mark.parametrize("text", PARTS)
 @settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_s26_reset_throws_the_cut_record_away(text: str, draw: st.DataObject) -> None:
+def test_s26_the_end_throws_the_cut_record_away(text: str, draw: st.DataObject) -> None:
     """Nothing of a stream that has ended is in the next one, not even what was being skipped."""
     framer = parse_framing(text).framer(50)
     former, data = draw.draw(chosen(text)), draw.draw(chosen(text))
     handed_on = len(streams.run(framer, streams.pieces(former, draw.draw(streams.CUTS))))
     if draw.draw(st.booleans()):
         framer.skip_record()
-    framer.reset()
-    assert handed_on + framer.take_unframed() == len(former)
-    assert (framer.unframed, framer.take_unframed(), framer.records) == (0, 0, 0)
-    assert framer.feed(data) == b"".join(slowly.RECORDS[text](data, 50))
+    assert handed_on + len(framer.finish()) + framer.take_unframed() == len(former)
+    assert (framer.unframed, framer.take_unframed()) == (0, 0)
+    assert (framer.finish(), framer.records) == (b"", 0)
+    assert framer.feed(data) + framer.finish() == b"".join(slowly.RECORDS[text](data, 50))
 
 
 @pytest.mark.parametrize("text", PARTS)
@@ -208,8 +206,7 @@ def test_what_goes_on_after_skip_record_are_records(text: str, draw: st.DataObje
     for parts in ([data], [bytes([byte]) for byte in data], streams.pieces(data, cuts)):
         framer = parse_framing(text).framer(50)
         framer.skip_record()
-        chunk = streams.run(framer, parts)
-        framer.reset()
+        chunk = streams.run(framer, parts) + framer.finish()
         assert len(chunk) + framer.unframed == len(data)
         results.append(chunk)
     assert all(result == results[0] for result in results)
@@ -228,9 +225,8 @@ def test_skip_record_in_the_middle_of_one(text: str) -> None:
         for at in range(1, len(first)):
             framer = framing.framer(50)
             framer.skip_record()
-            chunk = framer.feed(first[at:] + first + first)
+            chunk = framer.feed(first[at:] + first + first) + framer.finish()
             assert chunk in ((b"",) if blind else (first, first + first)), (first, at)
-            framer.reset()
             assert framer.feed(first) == first
 
 
@@ -268,7 +264,7 @@ def test_raw_hands_everything_on() -> None:
     framer = RawFramer(1)
     assert streams.run(framer, [b"abc", b"\n", b"\0"]) == b"abc\n\0"
     framer.skip_record()
-    framer.reset()
+    assert framer.finish() == b""
     assert (framer.records, framer.unframed, framer.take_unframed()) == (0, 0, 0)
 
 

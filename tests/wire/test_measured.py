@@ -43,7 +43,7 @@ def test_nothing_goes_on_after_skip_record_before_reset(text: str) -> None:
     framer.skip_record()
     assert framer.feed(b"\2ab\2ab\2ab") == b""
     assert framer.unframed == 10
-    framer.reset()
+    framer.finish()
     assert framer.feed(b"\2ab") == b"\2ab"
 
 

@@ -49,9 +49,9 @@ def test_records_wait_for_what_a_false_header_claims() -> None:
     assert framer.feed(b"\xb5\x62\1\7\x20\0" + GOOD) == b""
     assert framer.unframed == 0
     assert framer.feed(GOOD * 2) == GOOD * 3
-    framer.feed(b"\xb5\x62\1\7\x20\0" + GOOD)
-    framer.reset()
-    assert framer.unframed == 6 + 6 + len(GOOD)
+    framer.feed(b"\xb5\x62\1\7\x20\0" + GOOD + GOOD[:-1])
+    assert (framer.finish(), framer.records) == (GOOD, 1)  # at the end nothing is left to wait for
+    assert framer.unframed == 6 + 6 + len(GOOD) - 1
 
 
 def test_a_lower_max_record_does_not_wait_for_what_is_now_too_long() -> None:
@@ -73,6 +73,16 @@ def test_a_record_is_not_looked_at_again_before_it_is_complete() -> None:
         framer.feed(bytes([byte]))
     assert counted.checked == 3 * len(LONG)
     assert counted.asked <= 3 * 8
+
+
+def test_at_the_end_each_place_is_looked_at_once() -> None:
+    """A hostile source's last bytes, headers that each claim more than follows, are no second of work."""
+    counted = CountedFormat()
+    framer = RecordFramer(counted, 65536)
+    framer.feed(b"\xb5\x62\1\7\xf0\xff" + GOOD + b"\xb5\x62\1\7\xff\xff" * 5000)
+    counted.asked = 0
+    assert framer.finish() == GOOD
+    assert counted.asked <= 5002
 
 
 def test_failed_checks_are_paid_for() -> None:

@@ -181,7 +181,7 @@ def connect(port: int) -> socket.socket:
             assert time.monotonic() < deadline, f"nobody listens on {port}"
             time.sleep(0.01)
             continue
-        if sock.getsockname() == sock.getpeername():  # connected to itself
+        if sock.getsockname()[1] == port:  # connected to itself
             sock.close()
             continue
         return sock

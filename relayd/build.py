@@ -35,10 +35,6 @@ from relayd.relay import Destination, Relay
 from relayd.returnpath import ReturnPath
 from relayd.sink import SinkSettings
 
-# Source links of one relay, those included that were replaced and are on their way out: one that is
-# replaced again and again (two feeders that fight, a loop through another daemon) must not take all descriptors.
-_SOURCES_MAX = 16
-
 # What the loop may watch beside links, listeners most of all, out of the reserve of the descriptor limit.
 _NO_LINKS = 16
 
@@ -197,7 +193,7 @@ class _Builder:
     def _admission(self, end: End) -> Admission:
         config = self._config
         if end.is_source:
-            return Admission(AccessList(config.source_allow, config.source_deny), _SOURCES_MAX, 0, self._has_room)
+            return Admission(AccessList(config.source_allow, config.source_deny), 0, 0, self._has_room)
         access = AccessList(config.allow, config.deny)
         return Admission(access, self._max_clients(), config.max_clients_per_ip, self._has_room)
 

@@ -13,6 +13,10 @@ from relayd.pipeline import Pipeline
 from relayd.sink import Sink, SinkSettings
 from relayd.wire.framing import Framer, mostly_noise
 
+# Those that were replaced and are on their way out included: one that is replaced again and again (two feeders
+# that fight, a loop through another daemon) must not take all descriptors.
+_LINKS_MAX = 16
+
 
 class SourceLink:
     """The source's connection: what it sends is framed and passed on."""
@@ -25,6 +29,7 @@ class SourceLink:
         self.peer = endpoint.peer_name(transport)
         self.log = inlet.log.bind(source=self.peer)
         self.reading_since = inlet.now  # before that, silence was ours
+        self.due: int | None = None  # once another waits to come in: the bytes to be read of this one before
 
     def data_received(self, data: bytes) -> None:
         run = self.framer.feed(data)
@@ -114,6 +119,23 @@ class Inlet:
         return self._reactor.now
 
     # -- for endpoints --------------------------------------------------------------------------
+
+    def is_behind(self) -> bool:
+        """Return whether further sources are to wait: what this one has sent comes first, and there is no room for it.
+
+        Each that came would otherwise push as much as the kernel holds of the one before over the queues' limits.
+        """
+        if len(self.links) >= _LINKS_MAX:
+            return True
+        link = self.link
+        if link is None or not self.pipeline.held:
+            return False
+        if link.due is None:
+            link.due = link.transport.bytes_read + link.transport.unread()
+        if link.transport.bytes_read < link.due:
+            return True
+        link.due = None
+        return False
 
     def refusal(self) -> str:
         """Return why no further source may come in now, "" where it may."""

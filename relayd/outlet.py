@@ -118,6 +118,10 @@ class Outlet:
 
     # -- for endpoints --------------------------------------------------------------------------
 
+    def is_behind(self) -> bool:
+        """Return whether further links are to wait: they never do, each has a queue of its own."""
+        return False
+
     def refusal(self) -> str:
         """Return why no further link may come in now: there is no reason of the outlet's own."""
         return ""

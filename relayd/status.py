@@ -33,7 +33,7 @@ def source_status(inlet: Inlet, endpoint: Endpoint, now: float) -> dict[str, Any
 def destination_statuses(outlet: Outlet, endpoint: Endpoint, now: float) -> list[dict[str, Any]]:
     """Return each link of a destination end; a connected one that is down is shown as such."""
     links = [_link_status(link, now) for link in outlet.links]
-    if links or outlet.address is None:
+    if links or outlet.address is None or not outlet.sinks:  # what is to end has let go of its sink
         return links
     state = endpoint.state()
     return [

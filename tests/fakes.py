@@ -106,7 +106,7 @@ class FakeTransport:
 
     `room`: bytes that are taken in all, None: everything; `short`: bytes that each following call may
     take, before `room` alone counts again. `broken` takes nothing more, as a link that just failed.
-    `unread` is what has come and was not read yet, None in it: the end.  `dead`: why it broke, unnoticed yet.
+    `waiting` is what has come and was not read yet, None in it: the end.  `dead`: why it broke, unnoticed yet.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class FakeTransport:
         self.short = deque(short)
         self.broken = False
         self.dead = ""
-        self.unread: deque[bytes | None] = deque()
+        self.waiting: deque[bytes | None] = deque()
         self.received = bytearray()
         self.acknowledged: int | None = None  # of `received`; None: all
         self.closes: list[str] = []
@@ -177,9 +177,12 @@ class FakeTransport:
             self.broken = True
             self._reactor.at_turn_end(lambda: self.lose(self.dead))
 
+    def unread(self) -> int:
+        return sum(len(data) for data in self.waiting if data is not None)
+
     def drain(self) -> None:
-        while self.unread and self.open:
-            data = self.unread.popleft()
+        while self.waiting and self.open:
+            data = self.waiting.popleft()
             assert self.protocol is not None
             if data is None:
                 self.protocol.eof_received()

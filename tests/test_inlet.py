@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from relayd.inlet import Inlet
 from relayd.observe.counters import Counters
 from relayd.pipeline import Pipeline
@@ -401,7 +403,7 @@ def test_kick_resets_the_links_of_a_peer_and_no_other() -> None:
 def test_what_a_source_has_sent_before_it_restarted_comes_first() -> None:
     setting = Setting()
     one = setting.link(1)
-    one.unread.extend([b"one\n", b"two\ncut"])
+    one.waiting.extend([b"one\n", b"two\ncut"])
     two = setting.link(2)
     two.deliver(b"three\n")
     assert setting.data == b"one\ntwo\nthree\n"
@@ -412,7 +414,7 @@ def test_what_a_source_has_sent_before_it_restarted_comes_first() -> None:
 def test_a_source_that_had_ended_is_not_replaced_but_followed() -> None:
     setting = Setting()
     one = setting.link(1)
-    one.unread.extend([b"one\n", None])
+    one.waiting.extend([b"one\n", None])
     two = setting.link(2)
     assert (one.closes, setting.data) == (["eof"], b"one\n")
     assert setting.inlet.link is not None and setting.inlet.link.transport is two
@@ -421,9 +423,47 @@ def test_a_source_that_had_ended_is_not_replaced_but_followed() -> None:
 def test_a_source_that_had_ended_stands_in_nobody_s_way() -> None:
     setting = Setting(replace=False)
     one = setting.link(1)
-    one.unread.extend([b"one\n", None])
+    one.waiting.extend([b"one\n", None])
     assert setting.inlet.refusal() == ""
     assert setting.data == b"one\n"
-    setting.link(2).unread.append(b"two\n")
+    setting.link(2).waiting.append(b"two\n")
     assert setting.inlet.refusal() == "second_source"
     assert setting.data == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_s26_further_sources_wait_for_what_had_come_of_this_one_when_there_is_no_room(replace: bool) -> None:
+    setting = Setting(replace)
+    assert not setting.inlet.is_behind()
+    one = setting.link(1)
+    one.waiting.append(b"one\n")
+    assert not setting.inlet.is_behind()  # there is room
+    setting.pipeline.hold("a sink")
+    assert setting.inlet.is_behind()
+    one.waiting.append(b"late\n")  # it does not end, and must not keep others out for ever
+    setting.pipeline.release("a sink")
+    one.deliver(one.waiting.popleft() or b"")
+    setting.pipeline.hold("a sink")
+    assert not setting.inlet.is_behind()
+    assert setting.inlet.is_behind()  # for the next
+
+
+def test_sources_that_are_on_their_way_out_are_never_many() -> None:
+    setting = Setting()
+    links = [setting.link(number) for number in range(15)]
+    assert not setting.inlet.is_behind()
+    setting.link(15)
+    assert setting.inlet.is_behind()
+    links[0].lose("replaced")
+    assert not setting.inlet.is_behind()
+
+
+def test_s26_a_source_of_which_nothing_waits_keeps_nobody_out() -> None:
+    setting = Setting()
+    link = setting.link()
+    setting.pipeline.hold("a sink")
+    assert not setting.inlet.is_behind()
+    link.waiting.append(b"one\n")
+    assert setting.inlet.is_behind()
+    link.lose()
+    assert not setting.inlet.is_behind()

@@ -190,6 +190,13 @@ def test_a_destination_that_is_down_is_shown_with_what_waits_for_it(pushing: See
     pushing.until("totals.unframed", 3)
 
 
+def test_a_destination_that_is_down_is_gone_when_it_is_given_up(pushing: Seen) -> None:
+    """`status` while the daemon stops."""
+    assert pushing.relay["destinations"]
+    pushing.service.stop()
+    assert pushing.relay["destinations"] == []
+
+
 def test_a_destination_that_is_connected_to_and_lost(house: House) -> None:
     with socket.socket(socket.AF_UNIX) as far:
         far.bind(str(house.folder / "far"))

@@ -42,6 +42,9 @@ class LinkTransport(Outgoing, Protocol):
     def read_little(self) -> None:
         """See Transport.read_little."""
 
+    def unread(self) -> int:
+        """See Transport.unread."""
+
     def drain(self) -> None:
         """See Transport.drain."""
 
@@ -91,6 +94,9 @@ class Endpoint(Protocol):
 
 class LinkOwner(Protocol):
     """Whom an end brings its links to: an Inlet or an Outlet."""
+
+    def is_behind(self) -> bool:
+        """Return whether further links are to wait in the kernel, for what came before them."""
 
     def refusal(self) -> str:
         """Return why no further link may come in now, "" where it may."""

@@ -128,7 +128,8 @@ class ListenEndpoint:
                 listener.retune(self._settings)
                 self._log.info("listening", address=address)
                 self._acceptors[address] = [
-                    Acceptor(self._reactor, sock, self._accepted, self._exhausted) for sock in listener.sockets
+                    Acceptor(self._reactor, sock, self._accepted, self._exhausted, self._owner.is_behind)
+                    for sock in listener.sockets
                 ]
                 for acceptor in self._acceptors[address]:
                     acceptor.start()

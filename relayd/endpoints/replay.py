@@ -152,6 +152,9 @@ class ReplayTransport:
     def unacknowledged(self) -> int:
         return 0
 
+    def unread(self) -> int:
+        return 0
+
     def drain(self) -> None:
         """A file is never given up for another."""
 

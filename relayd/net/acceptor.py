@@ -13,6 +13,9 @@ from relayd.net.sockets import ACCEPT_AGAIN, error_name
 # streams that run, some ten milliseconds at a time; the rest waits in the kernel's backlog.
 _ACCEPTS_PER_TURN = 64
 
+# Seconds until it is asked again whether somebody may come in.
+_BEHIND_PAUSE = 0.1
+
 # Out of descriptors or memory, the listener stays readable: an unguarded loop failed 350,000 times a second.
 _EXHAUSTED_PAUSE = 1.0
 
@@ -26,12 +29,18 @@ class Acceptor:
         sock: socket.socket,
         accepted: Callable[[socket.socket, Any], None],
         exhausted: Callable[[str], None],
+        is_behind: Callable[[], bool] = bool,
     ) -> None:
-        """`accepted(socket, peer)` gets a non-blocking socket; `exhausted(errno name)` is told of a pause."""
+        """`accepted(socket, peer)` gets a non-blocking socket; `exhausted(errno name)` is told of a pause.
+
+        Nobody is accepted while `is_behind()`, which is a pause as well, with that word for an errno's name.
+        """
         self._reactor = reactor
         self._sock = sock
         self._accepted = accepted
         self._exhausted = exhausted
+        self._is_behind = is_behind
+        self._waits = False  # somebody does, and that has been told
         self._pause: TimerHandle | None = None
         self.closed = self.feeds = False
 
@@ -50,9 +59,16 @@ class Acceptor:
         return self._sock.fileno()
 
     def ready(self, events: int) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
+        for taken in range(_ACCEPTS_PER_TURN):
             if self.closed:
                 return
+            if self._is_behind():
+                self._rest(_BEHIND_PAUSE)
+                if not (taken or self._waits):  # there is somebody
+                    self._waits = True
+                    self._exhausted("behind")
+                return
+            self._waits = False
             try:
                 sock, peer = self._sock.accept()
             except BlockingIOError:
@@ -62,7 +78,8 @@ class Acceptor:
                 if code in ACCEPT_AGAIN:
                     continue
                 # EMFILE, ENFILE, ENOBUFS, ENOMEM: it will come back. And what nobody has thought of must not spin.
-                self._rest(error_name(code))
+                self._rest(_EXHAUSTED_PAUSE)
+                self._exhausted(error_name(code))
                 return
             sock.setblocking(False)
             self._accepted(sock, peer)
@@ -73,9 +90,9 @@ class Acceptor:
     def failed(self, error: Exception) -> None:
         """One connection could not be taken in, and the listener stays; or it cannot be watched for now."""
         if isinstance(error, UnwatchedError):
-            self._rest(error_name(error.errno or 0))
+            self._rest(_EXHAUSTED_PAUSE)
+            self._exhausted(error_name(error.errno or 0))
 
-    def _rest(self, reason: str) -> None:
+    def _rest(self, seconds: float) -> None:
         self._reactor.set_interest(self, 0)
-        self._pause = self._reactor.call_later(_EXHAUSTED_PAUSE, self.start)
-        self._exhausted(reason)
+        self._pause = self._reactor.call_later(seconds, self.start)

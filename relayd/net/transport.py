@@ -63,9 +63,9 @@ class Transport:
     """A non-blocking connected socket in a reactor."""
 
     __slots__ = (
-        "_coalesce", "_eof", "_linger_timeout", "_linger_timer", "_lingering", "_paused", "_protocol", "_reactor",
-        "_read_size", "_reason", "_rest_timer", "_sock", "_writing", "bytes_read", "closed", "feeds", "last_read",
-        "local", "on_bulk", "peer", "push", "since",
+        "_coalesce", "_linger_timeout", "_linger_timer", "_lingering", "_paused", "_protocol", "_reactor",
+        "_read_size", "_reason", "_rest_timer", "_sock", "_writing", "bytes_read", "closed", "eof", "feeds",
+        "last_read", "local", "on_bulk", "peer", "push", "since",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, sock: socket.socket, peer: Any, linger_timeout: float) -> None:
@@ -80,10 +80,11 @@ class Transport:
         self._protocol: TransportProtocol | None = None
         self._read_size = _READ_MIN
         self._reason = ""
-        self._eof = self._lingering = self._paused = self._writing = False
+        self._lingering = self._paused = self._writing = False
         self._coalesce = 0.0
         self._rest_timer: TimerHandle | None = None  # until it runs, nothing is read
         self.closed = self.feeds = False
+        self.eof = False  # the peer has ended its side
         self.on_bulk: Callable[[], bool] = _nobody  # returns whether it has moved what came
         # `send` without its frame, for those who send one chunk to thousands: it raises what the kernel
         # answers, which is then told to `push_failed`. Once the link is closed it takes nothing.
@@ -95,11 +96,6 @@ class Transport:
 
     def __repr__(self) -> str:
         return f"<Transport {show_name(self.peer)}>"
-
-    @property
-    def eof(self) -> bool:
-        """Whether the peer has ended its side."""
-        return self._eof
 
     @property
     def open(self) -> bool:
@@ -203,10 +199,14 @@ class Transport:
         """What has come was hard to take: read no more of it in one turn than of a link that is new."""
         self._read_size = _READ_MIN
 
+    def unread(self) -> int:
+        """Return how many bytes have come that were not read yet."""
+        return unread(self._sock)
+
     def drain(self) -> None:
         """Read what has come by now, even while paused, its end included: the link is about to be given up."""
-        end = self.bytes_read + unread(self._sock)
-        while self.open and not self._eof:
+        end = self.bytes_read + self.unread()
+        while self.open and not self.eof:
             before = self.bytes_read
             self._read_here()
             if self.bytes_read == before or self.bytes_read > end:
@@ -253,7 +253,7 @@ class Transport:
                 raise
             self._finish()
             return
-        if self._eof:
+        if self.eof:
             self._finish()
             return
         self._lingering = True
@@ -285,7 +285,7 @@ class Transport:
         A paused transport with input left is let be: what came before the break can still be read,
         and reading it on resumption ends in the error.
         """
-        if self._eof:
+        if self.eof:
             self.check()
             self.abort("reset")
 
@@ -336,12 +336,12 @@ class Transport:
     def _rest_is_over(self) -> None:
         """Read what has come, without asking the selector first: it would say yes and cost a turn."""
         self._rest_timer = None
-        if not (self._paused or self._lingering or self._eof):
+        if not (self._paused or self._lingering or self.eof):
             self._reactor.deliver(self, self._read)
         self._update_interest()
 
     def _end_of_input(self) -> None:
-        self._eof = True
+        self.eof = True
         if self._lingering:
             self._finish()
             return
@@ -365,7 +365,7 @@ class Transport:
         if self.closed:
             return
         events = 0
-        if not self._eof and (self._lingering or not (self._paused or self._rest_timer)):
+        if not self.eof and (self._lingering or not (self._paused or self._rest_timer)):
             events |= READ
         if self._writing and not self._lingering:
             events |= WRITE

@@ -21,6 +21,7 @@ from tests.support import (
     Sender,
     bulk,
     check_keyed,
+    connect,
     keyed,
     receive,
     wait_until,
@@ -299,3 +300,27 @@ def test_s26_sources_swap(rig: Rig, mode: str) -> None:
         for source in sources:
             discard(source)
         rig.saw(f"{swaps} sources, {swaps * cells:,} records")
+
+
+@row("S26", provoked="", required="")
+@pytest.mark.parametrize("mode", ["listen-listen", "listen-connect"])
+def test_s26_newcomers_wait_for_room(rig: Rig, mode: str) -> None:
+    """What one after the other sends before it gives up would else pile up in relayd, whatever the limits say."""
+    count = rig.times(30, 400)
+    keys = {"framing": "line", "overflow": "block", "buffer": "256K", "linger_timeout": "100ms"}
+    with ends(rig, mode, receive_buffer="64K", **keys) as relayed:
+        client, first = relayed.client(small=True), relayed.source()
+        sender = Sender(first, bulk(1_000_000))
+        sender.wait_stuck()
+        before = relayed.queued()
+        sources = [relayed.keep(connect(relayed.source_port)) for _ in range(count)]
+        for number, source in enumerate(sources):
+            source.sendall(keyed("feed", number, 1))
+        relayed.site.wait_log("event=accepting_paused", "reason=behind")
+        assert relayed.queued() <= before
+        got = Collector(client)
+        wait_until(lambda: keyed("feed", count - 1, 1) in got.data, "the last one's record")
+        came = len(got.data) - count * CELL
+        assert got.data[:came] == bulk(1_000_000)[:came]
+        assert check_keyed("feed", bytes(got.data[came:]), 0) == range(count)
+        rig.saw(f"{count} sources")

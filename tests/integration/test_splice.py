@@ -978,12 +978,16 @@ class Ends:
     def up(self) -> int:
         return sum(link["state"] == "up" for link in self.status()["destinations"])
 
+    def newcomer(self) -> socket.socket:
+        """Return a source link that relayd may let wait."""
+        return self._end(0)
+
     def source(self) -> socket.socket:
         """Return a new source link that is up."""
         before = self.totals()["source_links"]
         if self.listeners[0] is not None:
             before = 0
-        sock = self._end(0)
+        sock = self.newcomer()
         wait_until(lambda: self.totals()["source_links"] > before, "a source")
         return sock
 
@@ -1337,7 +1341,7 @@ def test_a_source_is_replaced_with_data_in_the_pipe_and_in_the_socket(
     destination, source = ends.destination(), ends.source()
     data = stream(62 * MIB)
     sender, read = pressed(ends, destination, source, data)
-    second = ends.source()
+    second = ends.newcomer()
     second.sendall(b"second")
     got = Collector(destination)
     wait_until(lambda: got.data.endswith(b"second"), "the second source's bytes")

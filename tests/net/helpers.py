@@ -252,7 +252,11 @@ class Owner:
     def __init__(self) -> None:
         self.links: list[OwnedLink] = []
         self.reason = ""  # to refuse the next one with
+        self.behind = False
         self.on_link: Callable[[OwnedLink], None] = lambda link: None
+
+    def is_behind(self) -> bool:
+        return self.behind
 
     def refusal(self) -> str:
         return self.reason

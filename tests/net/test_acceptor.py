@@ -25,9 +25,14 @@ class Door:
         self.server.setblocking(False)
         self.accepted: list[tuple[socket.socket, Any]] = []
         self.exhausted: list[str] = []
-        self.acceptor = Acceptor(loop, self.server, self.take, self.exhausted.append)
+        self.behind = 0  # so many times it is, when it is asked
+        self.acceptor = Acceptor(loop, self.server, self.take, self.exhausted.append, self.is_behind)
         loop.stack.callback(self.acceptor.close)
         self.acceptor.start()
+
+    def is_behind(self) -> bool:
+        self.behind -= 1
+        return self.behind >= 0
 
     def take(self, sock: socket.socket, peer: Any) -> None:
         self.loop.stack.enter_context(sock)
@@ -105,6 +110,21 @@ def test_l18_closing_in_the_midst_of_a_burst_accepts_no_more(loop: Loop) -> None
     door.knock(5)
     loop.turns(3)
     assert len(door.accepted) == 1
+
+
+def test_s26_nobody_is_accepted_while_that_is_behind(loop: Loop) -> None:
+    door = Door(loop)
+    door.behind = 3
+    peers = door.knock(2)
+    loop.until(lambda: door.exhausted)
+    for left in (2, 1, 0):
+        assert loop.turns() == 0  # it does not spin meanwhile
+        assert (door.accepted, door.behind) == ([], left)
+        loop.advance(0.1)
+        loop.turn(PATIENCE)
+    assert [name for _, name in door.accepted] == [peer.getsockname() for peer in peers]
+    assert door.exhausted == ["behind"]
+    assert door.behind < 0
 
 
 def test_l6_a_peer_that_was_reset_before_it_was_accepted_is_accepted(loop: Loop) -> None:

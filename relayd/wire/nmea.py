@@ -11,7 +11,8 @@ or the sentence goes on without the block.
 
 Taken from what devices do: CR may be missing; a sentence may be longer than 82 bytes, `max_record` bounds it; `!`
 may occur in a text (three times), though the standard keeps it for beginnings.  `$` may not: where
-one stands inside a sentence, the sentence before it was cut short.
+one stands inside a sentence, the sentence before it was cut short.  Behind the checksum of one that begins with
+`!` receivers of AIS say who heard it and when: `*hh,rSTATION,SECONDS`, the extended form of the US Coast Guard.
 """
 
 from __future__ import annotations
@@ -26,15 +27,22 @@ _HEX = {(high + low).encode(): int(high + low, 16) for high in _DIGITS for low i
 _TEXT = rb'[ "#%-)+-\[\]-~]'  # printable ASCII but $ ! * \
 _SUMMED = rb"%(text)s*(?:!%(text)s*){0,3}" % {b"text": _TEXT}
 _UNCHECKED = rb"\$[A-Z][A-Z0-9]{2,}(?:,%s*)?" % _TEXT
-_BLOCK = rb"\\%s+\*[0-9A-Fa-f]{2}\\" % _TEXT
+_SUM = rb"\*[0-9A-Fa-f]{2}"
+_PARTS = {
+    b"text": _TEXT,
+    b"summed": _SUMMED,
+    b"unchecked": _UNCHECKED,
+    b"sum": _SUM,
+    b"heard": rb"(?:,%s*)?" % _TEXT,
+    b"block": rb"\\%s+%s\\" % (_TEXT, _SUM),
+}
 _SENTENCE = re.compile(
-    rb"(?:%(block)s)?(?:[$!](?=[^*])%(summed)s\*[0-9A-Fa-f]{2}|%(unchecked)s)\r?\n"
-    % {b"block": _BLOCK, b"summed": _SUMMED, b"unchecked": _UNCHECKED}
+    rb"(?:%(block)s)?(?:(?=[$!][^*])(?:\$%(summed)s%(sum)s|!%(summed)s%(sum)s%(heard)s)|%(unchecked)s)\r?\n" % _PARTS
 )
 # All that is not ruled out yet, for data that end before LF.
 _BEGINNING = re.compile(
-    rb"(?:\\%(text)s*(?:\*[0-9A-Fa-f]{0,2})?\Z|(?:%(block)s)?(?:\Z|[$!]%(summed)s(?:\*[0-9A-Fa-f]{0,2})?\r?\Z))"
-    % {b"block": _BLOCK, b"summed": _SUMMED, b"text": _TEXT}
+    rb"(?:\\%(text)s*(?:\*[0-9A-Fa-f]{0,2})?\Z"
+    rb"|(?:%(block)s)?(?:\Z|[$!]%(summed)s(?:\*[0-9A-Fa-f]{0,2})?\r?\Z|!%(summed)s%(sum)s%(heard)s\r?\Z))" % _PARTS
 )
 _MARK = re.compile(rb"[$!\\]")
 
@@ -72,10 +80,8 @@ class NmeaFormat:
             if checksum(data[begin + 1 : block - 3]) != _HEX[data[block - 2 : block]]:
                 return False
             begin = block + 1
-        end -= 2 if data[end - 2] == 0x0D else 1
-        if data[end - 3] != 0x2A:
-            return True  # it has none
-        return checksum(data[begin + 1 : end - 3]) == _HEX[data[end - 2 : end]]
+        star = data.find(b"*", begin, end)
+        return star < 0 or checksum(data[begin + 1 : star]) == _HEX[data[star + 1 : star + 3]]
 
     def resume(self, data: bytes) -> int:
         return data.find(b"\n") + 1 or -1

@@ -134,6 +134,8 @@ def nmea_right(record: bytes) -> bool:
             return False
     if text[:1] not in (b"$", b"!") or set(b"$\\") & set(text[1:]):
         return False
+    if text[:1] == b"!" and (heard := re.fullmatch(rb"([^*]*\*..)(,[^!*]*)", text)):
+        text = heard[1]
     if b"*" not in text:
         return bool(re.match(rb"[$][A-Z][A-Z0-9][A-Z0-9]+(,|$)", text)) and b"!" not in text[1:]
     return text.count(b"*") == 1 and text[1:2] != b"*" and text[1:].count(b"!") <= 3 and sum_right(text[1:])

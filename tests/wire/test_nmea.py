@@ -15,6 +15,7 @@ from tests.wire import streams
 
 GGA = streams.nmea(b"GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,545.4,M,46.9,M,,")
 AIS = streams.nmea(b"AIVDM,1,1,,A,13u?etPv2;0n:dDPwUM1U1Cb069D,0", mark=b"!")
+HEARD = AIS[:-2] + b",x367022,d-079,T08.48347459,r003669976,1166058609\r\n"
 TAG = b"\\" + streams.nmea(b"s:r1,c:123", b"", b"") + b"\\"
 
 
@@ -30,6 +31,9 @@ def test_the_checksum_is_the_exclusive_or(text: bytes) -> None:
         GGA,
         AIS,
         TAG + AIS,
+        HEARD,
+        TAG + HEARD,
+        AIS[:-2] + b",\n",
         streams.nmea(b"GPGGA,1", b"\n"),
         streams.nmea(b"GPTXT,Hello, world!"),
         streams.nmea(b"GPTXT," + b"x" * 500),
@@ -49,6 +53,11 @@ def test_sentences(sentence: bytes) -> None:
         GGA.replace(b"$", b""),
         GGA.replace(b"*", b"\xff*"),
         GGA.replace(b"\r\n", b"\r\r\n"),
+        GGA.replace(b"\r\n", b",r003669976\r\n"),
+        HEARD.replace(b"0n", b"0m"),
+        HEARD.replace(b",r", b"*r"),
+        HEARD.replace(b",r", b"!r"),
+        HEARD.replace(b",x367022", b"x367022"),
         b"$GPGGA,1*4\r\n",
         b"$GPGGA,1*4G\r\n",
         b"$gp,1\r\n",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from relayd.endpoints.endpoint import Endpoint, LinkTransport
+from relayd.endpoints.endpoint import Endpoint, LinkProtocol, LinkTransport
 from relayd.net.reactor import Reactor, TimerHandle
-from relayd.net.transport import TransportProtocol
 from relayd.observe.counters import Counters
 from relayd.observe.log import BoundLog
 from relayd.pipeline import Pipeline
@@ -29,6 +28,7 @@ class SourceLink:
         self.peer = endpoint.peer_name(transport)
         self.log = inlet.log.bind(source=self.peer)
         self.reading_since = inlet.now  # before that, silence was ours
+        self.concluded = False  # nothing more is read of it
         self.due: int | None = None  # once another waits to come in: the bytes to be read of this one before
 
     def data_received(self, data: bytes) -> None:
@@ -51,6 +51,10 @@ class SourceLink:
     def bulk_received(self) -> bool:
         """Much has come: pass it on without reading it, if that can be done."""
         return self.inlet.passed_on(self)
+
+    def interrupted(self) -> None:
+        """The record that was cut is thrown away, and what waited behind it passed on."""
+        self.pass_on(self.framer.finish())
 
     def eof_received(self) -> None:
         """A source that ends is gone: it is reconnected, or the next one is awaited."""
@@ -143,7 +147,7 @@ class Inlet:
             self.link.transport.drain()  # it may have ended, and be the one that comes back
         return "second_source" if self.link is not None and not self._replace else ""
 
-    def link_made(self, transport: LinkTransport, endpoint: Endpoint) -> TransportProtocol:
+    def link_made(self, transport: LinkTransport, endpoint: Endpoint) -> LinkProtocol:
         """A source has come up: it is the live one, whoever was before."""
         if self.link is not None:
             self.link.transport.drain()  # what a source has sent before it restarted comes first
@@ -216,7 +220,7 @@ class Inlet:
         self.link = None
         self.pipeline.remove_producer(link)
         self.sink.detach()
-        link.pass_on(link.framer.finish())
+        link.interrupted()
         self.changed_at = self._reactor.now
         self._stop_watching_idle()
 
@@ -233,22 +237,25 @@ class Inlet:
         link.endpoint.link_lost(transport, reason)
         self._changed()
 
-    def catch_up(self) -> None:
-        """Pass on what has come while the source was not looked at: it is about to be given up."""
-        if self.link is not None and self._coalesce and not self.pipeline.held:
+    def conclude(self) -> None:
+        """Read no more of the source, for it is given up; what has come by now, and was not passed on, is."""
+        if self.link is not None and self._coalesce and not (self.link.concluded or self.pipeline.held):
             self.link.transport.drain()
+        link = self.link
+        if link is None or link.concluded:
+            return
+        link.concluded = True
+        self.pipeline.remove_producer(link)
+        link.transport.pause_reading()
+        link.interrupted()
 
     # -- the end --------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Read no more; let go of the source once what goes back to it is sent."""
-        self.catch_up()
-        link = self.link
-        if link is None:
-            return
-        self.pipeline.remove_producer(link)
-        link.transport.pause_reading()
-        self.sink.finish("stopped")
+        self.conclude()
+        if self.link is not None:
+            self.sink.finish("stopped")
 
     def abort(self) -> None:
         """Reset every link."""

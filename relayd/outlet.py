@@ -11,9 +11,9 @@ from typing import cast
 
 from relayd.address import Address
 from relayd.breakoff import BreakOff
-from relayd.endpoints.endpoint import Endpoint, LinkTransport
+from relayd.endpoints.endpoint import Endpoint, LinkProtocol, LinkTransport
 from relayd.history import History
-from relayd.net.transport import Transport, TransportProtocol
+from relayd.net.transport import Transport
 from relayd.observe.counters import Counters
 from relayd.observe.log import BoundLog
 from relayd.returnpath import ReturnPath
@@ -50,6 +50,9 @@ class DestinationLink:
     def has_sent(self) -> bool:
         """Whether anything has come from it yet."""
         return bool(self.transport.bytes_read)
+
+    def interrupted(self) -> None:
+        """No file is a destination."""
 
     def eof_received(self) -> None:
         self.half_closed = True
@@ -126,7 +129,7 @@ class Outlet:
         """Return why no further link may come in now: there is no reason of the outlet's own."""
         return ""
 
-    def link_made(self, transport: LinkTransport, endpoint: Endpoint) -> TransportProtocol:
+    def link_made(self, transport: LinkTransport, endpoint: Endpoint) -> LinkProtocol:
         """A destination has come up; it gets the stream from the next record on."""
         peer = endpoint.peer_name(transport)
         log = self._log.bind(**{self.role: peer})

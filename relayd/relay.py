@@ -135,7 +135,7 @@ class Relay:
         if keeps_source:
             self._inlet.adopt(former._inlet, self._source)
         else:
-            former._inlet.catch_up()
+            former._inlet.conclude()
         for destination in self._destinations:
             for other in former._destinations:
                 if other.outlet.address == destination.outlet.address and keeps_destination(other.outlet.address):

@@ -20,7 +20,7 @@ class Setting:
 
     def __init__(
         self, replace: bool = True, idle_timeout: float = 0.0, max_record: int = 100, buffer: int = 100,
-        former: Setting | None = None, framing: Framing = LINE,
+        former: Setting | None = None, framing: Framing = LINE, coalesce: float = 0.0,
     ) -> None:  # fmt: skip
         """`former`: the setting of the configuration before, whose counters go on."""
         self.reactor = former.reactor if former else FakeReactor()
@@ -36,6 +36,7 @@ class Setting:
             self.reactor, self.pipeline, sinks, lambda: framing.framer(max_record), self.counters, log,
             replace, idle_timeout,
             changed=lambda: self.told.append("changed"), lost=lambda reason: self.told.append("lost"),
+            coalesce=coalesce,
         )  # type: ignore[arg-type]  # fmt: skip
 
     def link(self, number: int = 1) -> FakeTransport:
@@ -220,6 +221,26 @@ def test_finish_reads_no_more_and_closes_when_all_is_sent_back() -> None:
     assert link.paused  # nobody wakes it up again
     link.make_room()
     assert (link.closes, bytes(link.received)) == (["stopped"], b"command\n")
+
+
+def test_finish_passes_on_whole_records_behind_what_was_none() -> None:
+    setting = Setting(framing=UBX)
+    setting.link().deliver(FALSE_HEADER + GOOD)
+    setting.inlet.finish()
+    assert setting.got == [(GOOD, "192.0.2.1:1")]
+    setting.reactor.end_turn()
+    assert (setting.counters.records_in, setting.counters.unframed) == (1, len(FALSE_HEADER))
+
+
+def test_a_source_is_concluded_once() -> None:
+    """Between the two of a reload something may come: without what stood before it, it is no record's beginning."""
+    setting = Setting(coalesce=5.0)
+    link = setting.link()
+    link.deliver(b"one\ncut")
+    setting.inlet.conclude()
+    link.waiting.append(b" here\ntwo\n")
+    setting.inlet.finish()
+    assert setting.data == b"one\n" and setting.counters.unframed == 3
 
 
 def test_finish_and_abort_without_a_source_are_harmless() -> None:

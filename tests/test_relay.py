@@ -20,8 +20,10 @@ from relayd.policy.returns import RETURNS
 from relayd.relay import Destination, Relay
 from relayd.returnpath import ReturnPath
 from relayd.sink import SinkSettings
-from relayd.wire.framings import LINE
+from relayd.wire.framing import Framing
+from relayd.wire.framings import LINE, UBX
 from tests.fakes import FakeEndpoint, FakeReactor, FakeTransport, bound_log
+from tests.wire import streams
 
 
 class Setting:
@@ -29,7 +31,7 @@ class Setting:
 
     def __init__(
         self, close_with_source: bool = False, unpaced: bool = False, relief: Relief = Relief.CUT, buffer: int = 10,
-        kept: Sequence[str] = (), dump: bool = False, former: Setting | None = None,
+        kept: Sequence[str] = (), dump: bool = False, former: Setting | None = None, framing: Framing = LINE,
     ) -> None:  # fmt: skip
         """`kept`: the addresses that are connected to; `former`: what this one will follow, whose counters go on."""
         self.reactor = former.reactor if former else FakeReactor()
@@ -39,11 +41,11 @@ class Setting:
         self.relay = Relay("ais", self.forward, self.backward, self.counters, close_with_source, unpaced, self._changed)
 
         def sinks(pipeline: Pipeline, relief: Relief, kept: bool) -> Any:
-            return SinkSettings(self.reactor, pipeline, LINE, buffer, relief, kept)  # type: ignore[arg-type]
+            return SinkSettings(self.reactor, pipeline, framing, buffer, relief, kept)  # type: ignore[arg-type]
 
         self.inlet = Inlet(
             self.reactor, self.forward, sinks(self.backward, Relief.HOLD, kept=True),  # type: ignore[arg-type]
-            lambda: LINE.framer(100), self.counters, log, True, 0.0,
+            lambda: framing.framer(100), self.counters, log, True, 0.0,
             changed=self.relay.links_changed, lost=self.relay.source_lost,
         )  # fmt: skip
         back = ReturnPath(RETURNS["all"], self.backward, lambda: LINE.framer(100), self.counters)
@@ -674,3 +676,19 @@ def test_r_over_any_reloads_every_client_gets_the_stream_whole(rounds: list[tupl
     assert bytes(client.received) == bytes(sent[: sent.rfind(b"\n") + 1])
     totals = setting.totals
     assert totals["bytes_in"] == totals["bytes_out"] == len(client.received)
+
+
+@pytest.mark.parametrize("how", ["reload", "stop"])
+def test_whole_records_behind_what_was_none_go_out_before_their_source_is_given_up(how: str) -> None:
+    """They wait in the framer, for what a false header promised; nobody looks there afterwards."""
+    setting = Setting(framing=UBX, buffer=1000)
+    source, client = setting.source(), setting.client()
+    good = streams.ubx(b"good")
+    source.deliver(b"\xb5\x62\1\7\x40\0" + good)
+    if how == "reload":
+        setting = setting.followed(keeps_source=False, framing=UBX, buffer=1000)
+    else:
+        setting.stop()
+    setting.reactor.end_turn()
+    assert bytes(client.received) == good
+    assert (setting.totals["bytes_in"], setting.totals["bytes_out"]) == (len(good), len(good))

@@ -13,6 +13,13 @@ from relayd.net.transport import Buffer, TransportProtocol
 from relayd.sink import Outgoing
 
 
+class LinkProtocol(TransportProtocol, Protocol):
+    """Who is told what happens on a link."""
+
+    def interrupted(self) -> None:
+        """What comes next, if anything does, does not follow on what came: a file has ended."""
+
+
 class LinkTransport(Outgoing, Protocol):
     """What carries a link: a socket's Transport, or something that behaves like one."""
 
@@ -27,7 +34,7 @@ class LinkTransport(Outgoing, Protocol):
     def coalesce(self, seconds: float) -> None:
         """See Transport.coalesce."""
 
-    def start(self, protocol: TransportProtocol) -> None:
+    def start(self, protocol: LinkProtocol) -> None:
         """See Transport.start."""
 
     def read_into(self, pipe: Pipe, limit: int) -> int:
@@ -101,8 +108,8 @@ class LinkOwner(Protocol):
     def refusal(self) -> str:
         """Return why no further link may come in now, "" where it may."""
 
-    def link_made(self, transport: LinkTransport, endpoint: Endpoint) -> TransportProtocol:
+    def link_made(self, transport: LinkTransport, endpoint: Endpoint) -> LinkProtocol:
         """Take a link; return who is to be told of its life."""
 
 
-__all__ = ["Buffer", "Endpoint", "EndpointState", "LinkOwner", "LinkTransport"]
+__all__ = ["Buffer", "Endpoint", "EndpointState", "LinkOwner", "LinkProtocol", "LinkTransport"]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from io import BufferedReader
 
 from relayd.address import ReplayAddress
+from relayd.endpoints.endpoint import LinkProtocol
 from relayd.net.pipe import Pipe, SpliceRefused
 from relayd.net.reactor import Reactor, TimerHandle
 from relayd.net.sockets import SocketOptions
-from relayd.net.transport import Buffer, TransportProtocol
+from relayd.net.transport import Buffer
 from relayd.wire.framing import Framing
 
 # An unpaced replay delivers this much a turn, so that it shares the loop like any other source.
@@ -34,19 +35,25 @@ class _Bytes:
     def __init__(self, file: BufferedReader, settings: ReplaySettings) -> None:
         self._file = file
         self._max_record = settings.max_record
+        self.found = False  # there was something since the file's beginning
 
     def block(self) -> bytes:
-        return self._file.read(_BLOCK)
+        return self._noted(self._file.read(_BLOCK))
 
     def record(self) -> bytes:
-        return self._file.readline(self._max_record)
+        return self._noted(self._file.readline(self._max_record))
 
     def rewind(self) -> None:
         self._file.seek(0)
+        self.found = False
+
+    def _noted(self, data: bytes) -> bytes:
+        self.found |= bool(data)
+        return data
 
 
 class _Records:
-    """Reads a file of records. What lies between them goes out with them, the cut record at its end does not."""
+    """Reads a file of records. What lies between them goes out with them, to be counted like any other noise."""
 
     def __init__(self, file: BufferedReader, settings: ReplaySettings) -> None:
         self._file = file
@@ -56,15 +63,16 @@ class _Records:
         self._ready = 0  # of it, the bytes that may
         self._run = b""  # of these, the records
         self._border = 0  # up to there they have gone out
+        self.found = False  # there was a record since the file's beginning
 
     def block(self) -> bytes:
-        """Return whole records, as many as come with the next read; b"" at the end of the file."""
+        """Return whole records, as many as come with the next read, or the noise at the end; b"" behind that."""
         while not self._ready and self._read():
             pass
         return self._take(self._ready)
 
     def record(self) -> bytes:
-        """Return the next record; b"" at the end of the file."""
+        """Return the next record, or the noise at the end; b"" behind that."""
         while not self._ready and self._read():
             pass
         end = self._ready
@@ -76,22 +84,19 @@ class _Records:
         return self._take(end)
 
     def rewind(self) -> None:
-        """Begin anew."""
+        """Begin anew, after the end."""
         self._file.seek(0)
-        self._framer.finish()
-        self._framer.take_unframed()
-        self._pending = self._run = b""
-        self._ready = self._border = 0
+        self.found = False
 
     def _read(self) -> bool:
-        """Read on; return whether there was anything."""
+        """Read on; return whether anything is to go out."""
         block = self._file.read(_BLOCK)
-        if block:
-            self._pending += block
-            self._run, self._border = self._framer.feed(block), 0
-            # The rest the framer keeps: it is the beginning of the next record.
-            self._ready = len(self._run) + self._framer.take_unframed()
-        return bool(block)
+        self._pending += block
+        self._run, self._border = self._framer.feed(block) if block else self._framer.finish(), 0
+        # The rest the framer keeps: it is the beginning of the next record. At the end nothing is kept.
+        self._ready = len(self._run) + self._framer.take_unframed()
+        self.found |= bool(self._run)
+        return bool(block or self._ready)
 
     def _take(self, count: int) -> bytes:
         data, self._pending = self._pending[:count], self._pending[count:]
@@ -113,11 +118,10 @@ class ReplayTransport:
         self._file: BufferedReader = open(address.path, "rb")  # noqa: SIM115 - closed with the link
         reads = _Records if settings.framing.has_records else _Bytes
         self._reader: _Records | _Bytes = reads(self._file, settings)
-        self._protocol: TransportProtocol | None = None
+        self._protocol: LinkProtocol | None = None
         self._timer: TimerHandle | None = None
         self._paused = False
         self._closed = False
-        self._begun = False  # something was sent since the file's beginning
         self._due = reactor.now  # when the next record is to be sent
         self.peer = str(address)
         self.local = None
@@ -126,7 +130,7 @@ class ReplayTransport:
         self.on_bulk: Callable[[], bool] = bool  # never called
         self.feeds = True  # by timers, which have no turn to wait for
 
-    def start(self, protocol: TransportProtocol) -> None:
+    def start(self, protocol: LinkProtocol) -> None:
         self._protocol = protocol
         self._due = self._reactor.now
         self._schedule(0.0)
@@ -205,16 +209,17 @@ class ReplayTransport:
 
     def _deliver(self) -> None:
         self._timer = None
+        assert self._protocol is not None
         data = self._reader.block() if self._address.rate is None else self._reader.record()
         if data:
-            self._begun = True
             self._due += 1 / self._address.rate if self._address.rate is not None else 0.0
             self.bytes_read += len(data)
             self.last_read = self._reactor.now
-            assert self._protocol is not None
             self._protocol.data_received(data)
             self._schedule(max(0.0, self._due - self._reactor.now))
-        elif self._address.loop:
+            return
+        self._protocol.interrupted()
+        if self._address.loop:
+            found = self._reader.found
             self._reader.rewind()
-            self._schedule(0.0 if self._begun else _EMPTY)
-            self._begun = False
+            self._schedule(0.0 if found else _EMPTY)

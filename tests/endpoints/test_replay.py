@@ -11,15 +11,19 @@ import pytest
 from relayd.address import ReplayAddress
 from relayd.endpoints.replay import ReplaySettings, ReplayTransport
 from relayd.net.sockets import SocketOptions
-from relayd.wire.framings import LINE, RAW
+from relayd.wire.framing import Framer, Framing
+from relayd.wire.framings import LINE, RAW, parse_framing
 from tests.fakes import FakeReactor
+from tests.wire import streams
 
 
 class Listener:
-    """The protocol of a replay: notes what came when."""
+    """The protocol of a replay: notes what came when, and what of it are records."""
 
-    def __init__(self, reactor: FakeReactor) -> None:
+    def __init__(self, reactor: FakeReactor, framer: Framer) -> None:
         self.reactor = reactor
+        self.framer = framer
+        self.records = b""
         self.got: list[tuple[float, bytes]] = []
         self.lost: list[str] = []
         self.flushed = 0
@@ -27,6 +31,10 @@ class Listener:
     def data_received(self, data: bytes) -> None:
         assert data
         self.got.append((self.reactor.now - 1000.0, data))
+        self.records += self.framer.feed(data)
+
+    def interrupted(self) -> None:
+        self.records += self.framer.finish()
 
     def eof_received(self) -> None:
         raise AssertionError("a replay does not end")
@@ -47,12 +55,14 @@ class Listener:
 
 
 class Setting:
-    def __init__(self, path: Path, data: bytes, rate: float | None, loop: bool, max_record: int, whole: bool) -> None:
+    def __init__(
+        self, path: Path, data: bytes, rate: float | None, loop: bool, max_record: int, framing: Framing
+    ) -> None:
         path.write_bytes(data)
         self.reactor = FakeReactor()
-        self.listener = Listener(self.reactor)
+        self.listener = Listener(self.reactor, framing.framer(max_record))
         address = ReplayAddress(str(path), rate, loop)
-        self.transport = ReplayTransport(self.reactor, address, ReplaySettings(LINE if whole else RAW, max_record))  # type: ignore[arg-type]
+        self.transport = ReplayTransport(self.reactor, address, ReplaySettings(framing, max_record))  # type: ignore[arg-type]
         self.transport.start(self.listener)
 
 
@@ -64,9 +74,9 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[Setting] = []
 
     def make(
-        data: bytes, rate: float | None = None, loop: bool = False, max_record: int = 65536, whole: bool = True
+        data: bytes, rate: float | None = None, loop: bool = False, max_record: int = 65536, framing: Framing = LINE
     ) -> Setting:
-        made.append(Setting(tmp_path / "file", data, rate, loop, max_record, whole))
+        made.append(Setting(tmp_path / "file", data, rate, loop, max_record, framing))
         return made[-1]
 
     yield make
@@ -103,12 +113,12 @@ def test_without_a_rate_it_is_as_fast_as_it_is_taken(make: Make) -> None:
 def test_an_unterminated_last_line_is_no_record(make: Make, rate: float | None) -> None:
     setting = make(b"1\n2\ncut", rate=rate)
     setting.reactor.advance(1)
-    assert setting.listener.data == b"1\n2\n"
+    assert (setting.listener.records, setting.listener.framer.unframed) == (b"1\n2\n", 3)
 
 
 @pytest.mark.parametrize("rate", [None, 100.0])
 def test_raw_sends_all_there_is(make: Make, rate: float | None) -> None:
-    setting = make(b"1\n2\ncut", rate=rate, whole=False)
+    setting = make(b"1\n2\ncut", rate=rate, framing=RAW)
     setting.reactor.advance(1)
     assert setting.listener.data == b"1\n2\ncut"
 
@@ -118,15 +128,50 @@ def test_raw_sends_all_there_is(make: Make, rate: float | None) -> None:
 def test_a_loop_never_glues_the_last_line_to_the_first(make: Make, rate: float | None, size: int) -> None:
     whole = b"".join(b"%08d\n" % number for number in range(size // 9))
     setting = make(whole + b"cut", rate=rate, loop=True, max_record=64)
-    framer, got = LINE.framer(64), bytearray()
     for _ in range(30_000):
-        if len(got) > 2 * len(whole):
+        if len(setting.listener.records) > 2 * len(whole):
             break
         setting.reactor.jump(0.001)
-        for _, data in setting.listener.got:
-            got += framer.feed(data)
-        setting.listener.got.clear()
-    assert bytes(got).startswith(whole * 2)
+    assert setting.listener.records.startswith(whole * 2)
+
+
+GOOD = streams.rtcm3(b"good")
+
+
+@pytest.mark.parametrize("rate", [None, 1000.0])
+@pytest.mark.parametrize(
+    ("framing", "records", "end"),
+    [
+        ("rtcm3", GOOD, b"\xd3\x03\xff"),  # claims what does not come
+        ("length:u16be", b"\0\4abcd", b"\xff\xfftail"),  # is over-long, and believed
+        ("line", b"1\n22\n", b"x" * 100),
+    ],
+)
+def test_what_a_file_ends_in_is_noise_in_each_round(
+    make: Make, rate: float | None, framing: str, records: bytes, end: bytes
+) -> None:
+    setting = make(
+        records * 5 + end,
+        rate=rate,
+        loop=True,
+        max_record=64 if framing == "line" else 2000,
+        framing=parse_framing(framing),
+    )
+    for _ in range(100):
+        setting.reactor.jump(0.001)
+    rounds = len(setting.listener.records) // len(records * 5)
+    assert rounds >= 5 and setting.listener.records.startswith(records * 5 * rounds)
+    assert setting.listener.framer.unframed >= len(end) * (rounds - 1)
+
+
+@pytest.mark.parametrize("rate", [None, 1000.0])
+@pytest.mark.parametrize("loop", [False, True])
+def test_whole_records_behind_a_false_header_go_out_at_the_end(make: Make, rate: float | None, loop: bool) -> None:
+    setting = make(GOOD * 3 + b"\xd3\x03\xff" + GOOD * 20, rate=rate, loop=loop, framing=parse_framing("rtcm3"))
+    for _ in range(30):
+        setting.reactor.jump(0.001)
+    assert setting.listener.records.startswith(GOOD * 23)
+    assert loop or setting.listener.records == GOOD * 23
 
 
 @pytest.mark.parametrize("data", [b"", b"cut"])
@@ -134,7 +179,7 @@ def test_an_empty_loop_does_not_spin(make: Make, data: bytes) -> None:
     setting = make(data, loop=True)
     setting.reactor.advance(0)
     assert setting.reactor.next_delay >= 0.5
-    assert setting.listener.got == []
+    assert setting.listener.data == data
 
 
 def test_a_pause_stops_it_and_nothing_is_lost(make: Make) -> None:

@@ -7,6 +7,10 @@ record, wherever it is: a record that holds one was cut short.  Types 1 to 4 are
 description ("Mode-S Beast: Data Output Formats"), the others of readsb, which reads and writes them
 (net_io.c).  What a client sends back to the receiver looks alike, with other lengths.
 
+Where readsb is told to say which receiver heard a message, an id (0xE3, 8 bytes) stands before the first message
+of another receiver than before.  It is a part of that message's record, so nothing can come between them;
+one that no message follows is no record.
+
 There is no checksum; a record is right when its bytes are there.  In a run of 0x1A the pairs are data and
 an odd one at the end is a beginning, as far as one can know where the run began.  In a stream that is
 joined inside a record one cannot: a run of 0x1A at its very beginning is left out.
@@ -26,11 +30,11 @@ _HEARD = {  # type -> bytes of its content; 1 to 3 begin with a time stamp, 6 by
     b"3": 21,  # a long one
     b"4": 21,  # the state of a Radarcape
     b"5": 21,  # its position
-    b"\xe3": 8,  # which receiver heard what follows
     b"\xe4": 36,  # the feeder's UUID, as text
     b"W": 1,  # a wish: for pings, or for less
     b"P": 3,  # a ping, or the answer
 }
+_RECEIVER = b"\xe3", 8
 _SETTINGS = {b"1": 1, b"W": 1, b"P": 3}  # '1' sets a switch of the receiver
 
 _BYTE = rb"(?:[^\x1a]|\x1a\x1a)"
@@ -38,17 +42,21 @@ _ESCAPES = re.compile(rb"\x1a+")
 
 
 class BeastFormat:
-    """How to tell a Beast record: its types, and the bytes of content that each has."""
+    """How to tell a Beast record: its types, the bytes of content that each has, and what may stand before it."""
 
     blind = False
     closing = b""
 
-    def __init__(self, contents: dict[bytes, int]) -> None:
-        self._types = b"".join(contents)
+    def __init__(self, contents: dict[bytes, int], prefix: tuple[bytes, int] | None = None) -> None:
+        self._types = b"".join(contents) + (prefix[0] if prefix else b"")
         whole = b"|".join(b"%s%s{%d}" % (kind, _BYTE, size) for kind, size in contents.items())
-        cut = b"[%s]%s{0,%d}" % (self._types, _BYTE, max(contents.values()))
-        self._record = re.compile(rb"\x1a(?:%s)" % whole, re.DOTALL)
-        self._beginning = re.compile(rb"\x1a(?:\x1a?|%s\x1a?)\Z" % cut, re.DOTALL)
+        cut = b"[%s]%s{0,%d}\x1a?" % (b"".join(contents), _BYTE, max(contents.values()))
+        before, cut_before = b"", b"\x1a?"
+        if prefix:
+            before = b"(?:%s%s{%d}\x1a)?" % (prefix[0], _BYTE, prefix[1])
+            cut_before += b"|%s%s{0,%d}\x1a?" % (prefix[0], _BYTE, prefix[1])
+        self._record = re.compile(b"\x1a%s(?:%s)" % (before, whole), re.DOTALL)
+        self._beginning = re.compile(b"\x1a(?:%s|%s(?:%s)?)\\Z" % (cut_before, before, cut), re.DOTALL)
 
     def find(self, data: bytes, refused: int) -> int:
         end = refused
@@ -88,4 +96,4 @@ class BeastFraming(RecordFraming):
         return _BEAST_SETTINGS
 
 
-BEAST = BeastFraming("beast", BeastFormat(_HEARD))
+BEAST = BeastFraming("beast", BeastFormat(_HEARD, _RECEIVER))

@@ -149,18 +149,31 @@ def sum_right(text: bytes) -> bool:
     return text[-3:-2] == b"*" and bool(re.fullmatch(rb"[0-9A-Fa-f]{2}", digits)) and number == int(digits, 16)
 
 
-BEAST_CONTENTS = {0x31: 9, 0x32: 14, 0x33: 21, 0x34: 21, 0x35: 21, 0x50: 3, 0x57: 1, 0xE3: 8, 0xE4: 36}
+BEAST_CONTENTS = {0x31: 9, 0x32: 14, 0x33: 21, 0x34: 21, 0x35: 21, 0x50: 3, 0x57: 1, 0xE4: 36}
+BEAST_RECEIVER = {0xE3: 8}
 
 
 def beast_at(data: bytes, at: int, max_record: int) -> int | None:
+    if data[at : at + 2] != b"\x1a\xe3":
+        return beast_part_at(data, at, max_record, BEAST_CONTENTS)
+    size = beast_part_at(data, at, max_record, BEAST_RECEIVER)
+    if size is None or size < 0:
+        return size
+    if at + size == len(data):
+        return None if size < max_record else -2
+    rest = beast_part_at(data, at + size, max_record - size, BEAST_CONTENTS)
+    return rest if rest is None else size + rest if rest > 0 else -2
+
+
+def beast_part_at(data: bytes, at: int, max_record: int, contents: dict[int, int]) -> int | None:
     if data[at] != 0x1A:
         return -1
     if at + 1 == len(data):
         return None
-    if data[at + 1] not in BEAST_CONTENTS:
+    if data[at + 1] not in contents:
         return -2 if data[at + 1] == 0x1A else -1
     end = at + 2
-    for _ in range(BEAST_CONTENTS[data[at + 1]]):
+    for _ in range(contents[data[at + 1]]):
         if data[end : end + 1] == b"\x1a":
             if data[end + 1 : end + 2] not in (b"", b"\x1a"):
                 return -2  # one that was not doubled

@@ -21,7 +21,8 @@ LONG = streams.beast(b"3", b"timein" + b"\x1a" * 15)
         LONG,
         streams.beast(b"4", b"\x1a" + b"s" * 19 + b"\x1a"),
         streams.beast(b"5", b"position" + b"p" * 13),
-        RECEIVER,
+        RECEIVER + SHORT,
+        RECEIVER + LONG,
         streams.beast(b"\xe4", b"12345678-1234-1234-1234-123456789abc"),
         streams.beast(b"W", b"O"),
         streams.beast(b"P", b"\1\x1a\3"),
@@ -61,6 +62,16 @@ def test_a_stream_joined_inside_a_pair_begins_with_no_false_record() -> None:
     assert framer.feed(b"1timeinsAC") == b""
     assert framer.feed(MODE_AC) == MODE_AC
     assert framer.unframed == len(MODE_AC)
+
+
+def test_which_receiver_heard_a_message_stays_with_it() -> None:
+    assert streams.framed("beast", SHORT + RECEIVER + LONG + LONG) == [SHORT, RECEIVER + LONG, LONG]
+    for cut in range(2, len(RECEIVER)):
+        if cut != RECEIVER.index(b"\x1a", 1) + 1:  # there it ends inside a pair
+            assert streams.framed("beast", RECEIVER[:cut] + RECEIVER + SHORT + RECEIVER) == [RECEIVER + SHORT]
+    for cut in range(1, len(LONG)):
+        assert streams.framed("beast", SHORT + RECEIVER + LONG[:cut])[:1] == [SHORT]
+    assert streams.framed("beast", RECEIVER + MODE_AC[:5] + SHORT) == [SHORT]
 
 
 def test_an_unknown_type_is_no_record() -> None:

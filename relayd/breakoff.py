@@ -15,14 +15,21 @@ _LOOK = 0.02
 
 
 class BreakOff:
-    """Resets a link once its peer has what waits for it now; a peer that takes nothing is cut by its sink's watch."""
+    """Resets a link once its peer has what waits for it now.
 
-    def __init__(self, reactor: Reactor, sink: Sink, transport: Outgoing, reason: str) -> None:
+    A peer that takes nothing is cut by its sink's watch, and by this one once the kernel has all that waits.
+    """
+
+    def __init__(self, reactor: Reactor, sink: Sink, transport: Outgoing, reason: str, patience: float) -> None:
+        """`patience`: seconds that a peer is waited for that acknowledges nothing more of what the kernel has."""
         self._reactor = reactor
         self._sink = sink
         self._transport = transport
         self._reason = reason
-        self._goal = sink.sent + sink.dropped + sink.waiting()
+        self._patience = patience
+        self._goal = sink.sent + sink.waiting()
+        self._acknowledged = 0
+        self._acknowledged_at = reactor.now
         self._timer: TimerHandle | None = None
         self._look()
 
@@ -34,8 +41,14 @@ class BreakOff:
 
     def _look(self) -> None:
         self._timer = None
-        acknowledged = self._sink.acknowledged()
-        if acknowledged is None or acknowledged + self._sink.dropped >= self._goal:
+        sink, now = self._sink, self._reactor.now
+        self._goal = min(self._goal, sink.sent + sink.waiting())  # what was dropped meanwhile is not waited for
+        # Asked of the link itself: the sink may have let go of it, which says nothing of what the peer has.
+        acknowledged = sink.sent - self._transport.unacknowledged()
+        if acknowledged != self._acknowledged:
+            self._acknowledged, self._acknowledged_at = acknowledged, now
+        gives_up = not sink.waiting() and now - self._acknowledged_at >= self._patience
+        if acknowledged >= self._goal or gives_up:
             self._transport.abort(self._reason)
         else:
             self._timer = self._reactor.call_later(_LOOK, self._look)

@@ -145,14 +145,14 @@ class _Builder:
         )
         if not kept:
             clients = ClientsOutlet(
-                sinks, back, self._counters, self._log, relay.links_changed, self._history()
+                sinks, back, self._counters, self._log, relay.links_changed, config.linger_timeout, self._history()
             )  # fmt: skip
             endpoint = self._endpoint(config.destination, config.destination_role, clients, is_source=False)
             return [Destination(clients, endpoint)]
         destinations = []
         for address in config.destination:
             outlet = KeptOutlet(
-                sinks, back, self._counters, self._log, relay.links_changed, address, patience=config.linger_timeout
+                sinks, back, self._counters, self._log, relay.links_changed, address, config.linger_timeout
             )  # fmt: skip
             endpoint = self._endpoint([address], config.destination_role, outlet, is_source=False)
             destinations.append(Destination(outlet, endpoint))

@@ -28,6 +28,7 @@ class SourceLink:
         self.peer = endpoint.peer_name(transport)
         self.log = inlet.log.bind(source=self.peer)
         self.reading_since = inlet.now  # before that, silence was ours
+        self.replaced = False  # another came in its place
         self.concluded = False  # nothing more is read of it
         self.due: int | None = None  # once another waits to come in: the bytes to be read of this one before
 
@@ -132,7 +133,10 @@ class Inlet:
         if len(self.links) >= _LINKS_MAX:
             return True
         link = self.link
-        if link is None or not self.pipeline.held:
+        if link is None:
+            return False
+        if not self.pipeline.held:
+            link.due = None
             return False
         if link.due is None:
             link.due = link.transport.bytes_read + link.transport.unread()
@@ -152,9 +156,10 @@ class Inlet:
         if self.link is not None:
             self.link.transport.drain()  # what a source has sent before it restarted comes first
         if self.link is not None:
-            replaced = self.link
-            self.release(replaced)
-            replaced.transport.close("replaced")
+            former = self.link
+            former.replaced = True
+            self.release(former)
+            former.transport.close("replaced")
         link = SourceLink(self, endpoint, transport, self._framer())
         self.link = link
         self.links.add(link)
@@ -228,12 +233,13 @@ class Inlet:
         """The link's descriptor is closed."""
         self.release(link)
         self.links.discard(link)
-        self.last_reason = reason
         transport = link.transport
         lived = self._reactor.now - transport.since
         link.log.info("closed", reason=reason, received=transport.bytes_read, up=round(lived, 1))
-        if self.link is None:
-            self._lost(reason)
+        if not link.replaced:
+            self.last_reason = reason
+            if self.link is None:
+                self._lost(reason)
         link.endpoint.link_lost(transport, reason)
         self._changed()
 
@@ -288,7 +294,7 @@ class Inlet:
         if self.pipeline.held or now - timer.when > self._idle_timeout / 2:
             wait = self._idle_timeout
         if wait <= 0:
-            self._idle_timer = None
+            self.release(link)
             link.transport.close("idle")
         else:
             self._idle_timer = self._reactor.call_later(wait, self._check_idle)

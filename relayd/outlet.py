@@ -25,7 +25,8 @@ class DestinationLink:
     """One destination's connection: it takes the stream, and may send something back."""
 
     __slots__ = (
-        "break_off", "dropped_before", "endpoint", "half_closed", "outlet", "peer", "sent_before", "sink", "transport",
+        "break_off", "dropped_before", "endpoint", "finishing", "half_closed", "outlet", "peer", "sent_before", "sink",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, outlet: Outlet, endpoint: Endpoint, transport: LinkTransport, peer: str, sink: Sink) -> None:
@@ -35,6 +36,7 @@ class DestinationLink:
         self.peer = peer
         self.sink = sink
         self.half_closed = False
+        self.finishing = False  # it ends once all that waits for it is sent
         self.break_off: BreakOff | None = None
         self.sent_before = sink.sent
         self.dropped_before = sink.dropped
@@ -87,8 +89,9 @@ class Outlet:
         counters: Counters,
         log: BoundLog,
         changed: Callable[[], None],
+        patience: float,
     ) -> None:
-        """`changed()` is called after each link that came or went."""
+        """`changed()` is called after each link that came or went; `patience`: seconds, see BreakOff."""
         self.links: dict[DestinationLink, None] = {}
         self.return_path = return_path
         self.last_reason = ""  # why the last link ended
@@ -99,6 +102,7 @@ class Outlet:
         self._counters = counters
         self._log = log
         self._changed = changed
+        self._patience = patience
 
     # -- what the kinds differ in -----------------------------------------------------------------
 
@@ -114,6 +118,9 @@ class Outlet:
     def sinks(self) -> list[Sink]:
         """The sinks that the pipeline feeds for this end."""
         raise NotImplementedError
+
+    def _ends(self, link: DestinationLink) -> None:
+        """The link is to end with what waits for it now."""
 
     def half_closed(self, link: DestinationLink) -> None:
         """The link will send nothing more; it may still receive."""
@@ -185,15 +192,23 @@ class Outlet:
     # -- the end --------------------------------------------------------------------------------
 
     def finish(self, reason: str) -> None:
-        """Close every link once all that waits for it is sent."""
-        for link in self.links:
-            link.sink.finish(reason)
-
-    def break_off(self, reason: str) -> None:
-        """Reset every link once all that waits for it is there: what ends is not the stream."""
+        """Close every link once all that waits for it is sent, but those that are being broken off."""
         for link in self.links:
             if link.break_off is None:
-                link.break_off = BreakOff(self._reactor, link.sink, link.transport, reason)
+                link.finishing = True
+                link.sink.finish(reason)
+                self._ends(link)
+
+    def break_off(self, reason: str) -> None:
+        """Reset every link once all that waits for it is there: what ends is not the stream.
+
+        Not those that are finishing: their stream has ended before.
+        """
+        self._pipeline.settle()
+        for link in self.links:
+            if link.break_off is None and not link.finishing:
+                link.break_off = BreakOff(self._reactor, link.sink, link.transport, reason, self._patience)
+                self._ends(link)
 
     def stop(self) -> None:
         """Close every link, for there will be no other."""
@@ -224,10 +239,11 @@ class ClientsOutlet(Outlet):
         counters: Counters,
         log: BoundLog,
         changed: Callable[[], None],
+        patience: float,
         history: History | None = None,
     ) -> None:
         """`history`: what of the past a new client gets first."""
-        super().__init__(sinks, return_path, counters, log, changed)
+        super().__init__(sinks, return_path, counters, log, changed, patience)
         self._history = history
         if history is not None:
             self._pipeline.sinks[history] = None
@@ -251,8 +267,13 @@ class ClientsOutlet(Outlet):
         return sink
 
     def _sink_left(self, sink: Sink) -> None:
-        del self._pipeline.sinks[sink]
+        self._pipeline.sinks.pop(sink, None)
         self._counters.add(sink)
+
+    def _ends(self, link: DestinationLink) -> None:
+        """What another source sends is not for it: under a steady flow it would never come to its end."""
+        self._pipeline.sinks.pop(link.sink, None)
+        self._pipeline.release(link.sink)
 
     @property
     def sinks(self) -> list[Sink]:
@@ -272,10 +293,9 @@ class KeptOutlet(Outlet):
         address: Address,
         patience: float,
     ) -> None:
-        """`patience`: seconds that a half-closed link is kept when there is nothing to send, see HalfCloseTrial."""
-        super().__init__(sinks, return_path, counters, log.bind(destination=str(address)), changed)
+        """`patience`: seconds, see HalfCloseTrial too."""
+        super().__init__(sinks, return_path, counters, log.bind(destination=str(address)), changed, patience)
         self.address: Address = address
-        self._patience = patience
         self._trial: HalfCloseTrial | None = None
         self._stopping = False
         self.sink = Sink(sinks, self._log)
@@ -307,7 +327,7 @@ class KeptOutlet(Outlet):
         )
 
     def finish(self, reason: str) -> None:
-        if self._trial is not None:
+        if self._trial is not None and not any(link.break_off for link in self.links):
             self._trial.finish(reason)
         super().finish(reason)
 

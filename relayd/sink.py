@@ -155,6 +155,7 @@ class Sink:
             moved = source.read_into(pipe, room) if room > 0 else -1
         except SpliceRefused:
             self._unspliceable = True
+            queue.pour()  # and give the descriptors back
             return -1
         if moved > 0:
             queue.size += moved
@@ -225,9 +226,7 @@ class Sink:
         settings = self._settings
         if self._watch is not None:
             self._watch.size_changed(self.queue.size)
-        elif not self.queue.size:
-            return
-        elif settings.slow_after.seconds or (settings.stall_timeout and self._transport is not None):
+        elif self.queue.size and (settings.slow_after.seconds or (settings.stall_timeout and self._transport)):
             self._watch = SlownessWatch(
                 settings.reactor, self, settings.stall_timeout, settings.slow_after, self._stop_watching
             )
@@ -332,6 +331,7 @@ class Sink:
         closing = self._closing
         self.queue.pour()
         self._let_go()
+        self._has_shrunk()  # what is held for the pipe alone is not held without a link
         self._has_grown()
         return closing
 
@@ -340,14 +340,13 @@ class Sink:
         former = self._settings.pipeline
         former.settle()
         former.release(self)
-        del former.sinks[self]
-        settings.pipeline.sinks[self] = None
         self._settings, self._log = settings, log
-        queue = self.queue
-        settings.pipeline.tape.follow(queue.tape)
-        queue.tape, queue.limit = settings.pipeline.tape, settings.buffer
-        if settings.relief is Relief.HOLD and queue.size > settings.buffer:
-            settings.pipeline.hold(self)
+        settings.pipeline.tape.follow(self.queue.tape)
+        self.queue.tape, self.queue.limit = settings.pipeline.tape, settings.buffer
+        if former.sinks.pop(self, self) is None:  # else it is fed no more, and nobody waits for it
+            settings.pipeline.sinks[self] = None
+            if settings.relief is Relief.HOLD and self.queue.size > settings.buffer:
+                settings.pipeline.hold(self)
         self._stop_watching()
         self._has_grown()
 
@@ -364,7 +363,8 @@ class Sink:
         self._unspliceable = False
         if self._brake is not None:
             self._brake.link_lost()
-        self._stop_watching()
+        if not (self._settings.kept and self._settings.slow_after.seconds):  # which is also meant for no link at all
+            self._stop_watching()
 
     def _wait_for_room(self, transport: Outgoing) -> None:
         self.idle = None

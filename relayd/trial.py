@@ -34,6 +34,7 @@ class HalfCloseTrial:
         self._gone = gone
         self._began = reactor.now
         self._tried = 0  # bytes sent on trial, and still in the queue
+        self._passed = False
         self._timer: TimerHandle | None = None
         self._closing = sink.hold_back()
         self._began_record = sink.queue.offset > 0  # before the trial: the peer has a part of it
@@ -51,7 +52,7 @@ class HalfCloseTrial:
     def finish(self, reason: str) -> None:
         """Close the link once what waits is sent, and what is on trial acknowledged."""
         self._closing = reason
-        if not self._tried:
+        if not (self._tried or self._passed):
             self.cancel()
             self._pass()
 
@@ -59,6 +60,7 @@ class HalfCloseTrial:
         """The peer is there, or it no longer matters: the sink goes on where it was held back."""
         if self._is_torn():
             return
+        self._passed = True
         self._sink.record_sent(self._tried)
         self._sink.attach(self._transport)
         if self._closing:

@@ -173,7 +173,7 @@ def clients_of(former: ClientsOutlet | None, bound: HistoryBound, reactor: FakeR
     history = History(pipeline.tape, bound, 1000, LINE, lambda: reactor.now) if bound else None
     settings = SinkSettings(reactor, pipeline, LINE, 2000, Relief.CUT, kept=False)  # type: ignore[arg-type]
     back: Any = ReturnPath(RETURNS["none"], Pipeline(reactor), lambda: LINE.framer(100), Counters())  # type: ignore[arg-type]
-    outlet = ClientsOutlet(settings, back, Counters(), bound_log(FakeReactor())[0], lambda: None, history)
+    outlet = ClientsOutlet(settings, back, Counters(), bound_log(FakeReactor())[0], lambda: None, 2.0, history)
     if former is not None:
         outlet.adopt(former, FakeEndpoint())  # type: ignore[arg-type]
     return outlet

@@ -172,6 +172,14 @@ def test_s24_a_silent_source_is_closed() -> None:
     assert setting.reactor.timers == 0
 
 
+def test_a_source_that_is_closed_as_silent_is_no_source_while_it_lingers() -> None:
+    setting = Setting(replace=False, idle_timeout=10)
+    link = setting.link()
+    link.close = link.closes.append  # type: ignore[method-assign]
+    setting.reactor.advance(10)
+    assert (link.closes, setting.inlet.link, setting.inlet.refusal()) == (["idle"], None, "")
+
+
 def test_silence_while_we_do_not_read_is_ours() -> None:
     setting = Setting(idle_timeout=10)
     link = setting.link()

@@ -38,7 +38,7 @@ class Setting:
         log, self.lines = bound_log(self.reactor)
         self.endpoint, self.changes = FakeEndpoint(), 0
         parts: tuple[Any, ...] = (sinks, back, self.counters, log, self._changed)
-        self.outlet = KeptOutlet(*parts, "b.example:1", patience=2.0) if kept else ClientsOutlet(*parts)
+        self.outlet = KeptOutlet(*parts, "b.example:1", 2.0) if kept else ClientsOutlet(*parts, 2.0)
 
     def _changed(self) -> None:
         self.changes += 1

@@ -50,8 +50,8 @@ class Setting:
         )  # fmt: skip
         back = ReturnPath(RETURNS["all"], self.backward, lambda: LINE.framer(100), self.counters)
         parts: Any = (sinks(self.forward, relief, bool(kept)), back, self.counters, log, self.relay.links_changed)
-        self.outlets: list[Outlet] = [KeptOutlet(*parts, address, patience=2.0) for address in kept]  # type: ignore[arg-type]
-        self.outlets = self.outlets or [ClientsOutlet(*parts)]
+        self.outlets: list[Outlet] = [KeptOutlet(*parts, address, 2.0) for address in kept]  # type: ignore[arg-type]
+        self.outlets = self.outlets or [ClientsOutlet(*parts, 2.0)]
         self.outlet = self.outlets[0]
         self.ends = [*(FakeEndpoint() for _ in self.outlets), FakeEndpoint()]
         self.shown = DumpTarget()
@@ -182,6 +182,71 @@ def test_a_replaced_source_is_not_a_lost_one() -> None:
     setting.source(2)
     setting.reactor.end_turn()
     assert client.closes == []
+
+
+def test_a_source_that_was_replaced_is_not_the_one_that_is_lost() -> None:
+    """It lingers, and its end comes after that of the one that replaced it, which was a clean one."""
+    setting = Setting(close_with_source=True)
+    replaced = setting.source(1)
+    slow = setting.client(1, room=0)
+    live = setting.source(2)
+    live.deliver(b"one\n")
+    live.lose("eof")
+    late = setting.client(2)
+    replaced.lose("replaced")
+    setting.reactor.advance(1)
+    slow.make_room()
+    setting.reactor.advance(1)
+    assert (slow.closes, slow.aborts, bytes(slow.received)) == (["source_lost"], [], b"one\n")
+    assert (late.closes, late.aborts) == ([], [])
+    assert setting.inlet.last_reason == "eof"
+
+
+@pytest.mark.parametrize("reason", ["eof", "reset"])
+def test_who_has_still_to_get_the_end_of_a_source_gets_nothing_of_the_next(reason: str) -> None:
+    setting = Setting(close_with_source=True, relief=Relief.HOLD)
+    source, slow = setting.source(1), setting.client(1, room=0)
+    source.deliver(b"one\n")
+    source.deliver(b"two three\n")
+    assert source.paused
+    source.lose(reason)
+    following = setting.source(2)
+    assert not following.paused  # nor does anybody wait for it
+    new = setting.client(2)
+    following.deliver(b"two\n")
+    after = setting.followed(close_with_source=True, relief=Relief.HOLD)
+    following.deliver(b"six\n")
+    slow.make_room()
+    after.reactor.advance(1)
+    assert (bytes(slow.received), bytes(new.received)) == (b"one\ntwo three\n", b"two\nsix\n")
+    assert (slow.closes, slow.aborts) == ((["source_lost"], []) if reason == "eof" else ([], ["source_lost"]))
+    assert after.totals["bytes_out"] == len(slow.received) + len(new.received)
+
+
+@pytest.mark.parametrize("then", ["eof", "stop"])
+def test_an_end_does_not_hide_the_error_before_it(then: str) -> None:
+    setting = Setting(close_with_source=True)
+    source, slow = setting.source(1), setting.client(1, room=0)
+    source.deliver(b"one\n")
+    source.lose("reset")
+    if then == "eof":
+        setting.source(2).lose("eof")
+    else:
+        setting.stop()
+    slow.make_room()
+    setting.reactor.advance(1)
+    assert (slow.closes, slow.aborts, bytes(slow.received)) == ([], ["source_lost"], b"one\n")
+
+
+def test_an_error_does_not_spoil_the_end_before_it() -> None:
+    setting = Setting(close_with_source=True)
+    source, slow = setting.source(1), setting.client(1, room=0)
+    source.deliver(b"one\n")
+    source.lose("eof")
+    setting.source(2).lose("reset")
+    slow.make_room()
+    setting.reactor.advance(1)
+    assert (slow.closes, slow.aborts) == (["source_lost"], [])
 
 
 def test_an_unpaced_replay_waits_for_a_taker() -> None:

@@ -1375,6 +1375,19 @@ def test_slow_after_goes_on_when_the_link_is_lost_and_the_source_is_silent() -> 
     assert setting.conserved()
 
 
+def test_slow_after_does_not_start_over_with_each_link_that_is_lost() -> None:
+    setting = Slowly(Relief.CUT, kept=True, slow_after=SlowAfter(10, 8.0))
+    link = setting.link(room=0)
+    setting.put_lines(b"one", b"two", b"three", b"four")
+    for _ in range(3):
+        setting.reactor.advance(3)
+        link.lose()
+        link = setting.link(room=0)
+    setting.reactor.advance(1.1)
+    assert setting.sink.dropped == 19
+    assert setting.conserved()
+
+
 def test_slow_after_goes_on_while_a_half_closed_link_is_on_trial() -> None:
     setting = Slowly(Relief.CUT, kept=True, slow_after=SlowAfter(10, 8.0))
     setting.link(room=0)

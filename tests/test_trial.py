@@ -129,6 +129,18 @@ def test_s6_a_record_partly_sent_before_the_fin_is_not_begun_again_on_the_same_l
     assert bytes(setting.transport.received) == b"abcdef\n"
 
 
+def test_what_was_passed_untried_is_not_tried_again() -> None:
+    """The record that was half sent before is whole by now: that nothing is half sent any more is no fault."""
+    setting = Setting(room=3, before=b"abcdef\n")
+    trial = setting.half_close()
+    trial.finish("source_lost")
+    setting.transport.make_room(4)
+    setting.sink.put(chunk(b"second\n"))
+    trial.finish("stopped")
+    assert setting.transport.aborts == []
+    assert bytes(setting.transport.received).startswith(b"abcdef\n")
+
+
 def test_an_overflow_during_the_trial_costs_whole_records_only() -> None:
     setting = Setting(buffer=10)
     setting.half_close()

@@ -95,4 +95,6 @@ class Acceptor:
 
     def _rest(self, seconds: float) -> None:
         self._reactor.set_interest(self, 0)
+        if self._pause is not None:
+            self._pause.cancel()
         self._pause = self._reactor.call_later(seconds, self.start)

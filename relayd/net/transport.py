@@ -30,7 +30,7 @@ Buffer = Union[bytes, memoryview]
 # A recv allocates what it is asked for: 256 KiB for a 100-byte message is waste, 4 KiB for a bulk
 # stream is sixty calls too many.  So the size follows the stream, between these.
 _READ_MIN = 4 * 1024
-_READ_MAX = 256 * 1024
+READ_MAX = 256 * 1024
 
 # What is spliced costs by the call, not by the byte: where less than this has come, the next one waits a millisecond.
 _BULK = 256 * 1024
@@ -293,7 +293,7 @@ class Transport:
         self.abort(error_name(error.errno or 0) if isinstance(error, UnwatchedError) else "internal")
 
     def _read(self) -> None:
-        if self._read_size == _READ_MAX and not self._lingering and self.on_bulk():
+        if self._read_size == READ_MAX and not self._lingering and self.on_bulk():
             return
         self._read_here()
 
@@ -323,7 +323,7 @@ class Transport:
 
     def _fit_read_size(self, size: int, asked: int) -> None:
         if size == asked:
-            self._read_size = min(self._read_size * 4, _READ_MAX)
+            self._read_size = min(self._read_size * 4, READ_MAX)
         elif size * 8 < self._read_size:
             self._read_size = max(self._read_size // 2, _READ_MIN)
 

@@ -21,7 +21,7 @@ from relayd.observe.targets import LogTarget
 from relayd.observe.writer import LossyWriter
 from relayd.policy.loops import LoopGuard
 from relayd.process.daemonize import Caller, daemonize
-from relayd.process.limits import raise_descriptor_limit
+from relayd.process.limits import keep_freed_memory, raise_descriptor_limit
 from relayd.process.logtarget import log_target
 from relayd.process.operator import Operator
 from relayd.process.pidfile import PidFile
@@ -120,6 +120,7 @@ class _Runner:
         """Run until stopped; `ready()` is called once every port is bound. Raises StartError before that."""
         try:
             max_links = raise_descriptor_limit()
+            keep_freed_memory()
             claims = self._claimed()
             self._identity.assume(self._config.chroot)
             self._log = EventLog(self._reactor, self._log_target(self._config), self._config.log_level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -104,3 +105,26 @@ def test_p18_relayd_works_with_standard_descriptors_closed(fds: tuple[int, ...],
     done = run_closed(fds, ["-m", "relayd", *words])
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
+
+
+_READS = """
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(200):
+        data = bytes(READ_MAX)  # a read, and the run that its framing makes of it
+        run = data + bytes(1)
+        del data, run
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+lost = faults()
+keep_freed_memory()
+kept = faults()
+print(json.dumps([lost, kept]))
+"""
+
+
+def test_large_reads_use_the_same_memory_again() -> None:
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("what other C libraries keep is their own affair")
+    lost, kept = limited(256, 256, _READS)
+    pages = 200 * 2 * (256 * 1024 // os.sysconf("SC_PAGE_SIZE"))
+    assert kept < pages / 10 < lost

@@ -176,11 +176,12 @@ class _Builder:
     def _connecting(self, addresses: Sequence[Address], owner: LinkOwner, end: End) -> Endpoint:
         config, shared = self._config, self._shared
         dial = DialSettings(self._options, config.connect_timeout, config.bind_source)
+        log = self._log.bind(**{"source" if end.is_source else "destination": ",".join(map(str, addresses))})
         return ConnectEndpoint(
             shared.reactor, addresses, Connector(shared.reactor, shared.resolver, dial, shared.guard, end),
             self._options, ReplaySettings(config.framing, config.max_record),
             Backoff(config.reconnect.low, config.reconnect.high, random.random),
-            config.stable_after, config.linger_timeout, shared.guard, owner, self._log,
+            config.stable_after, config.linger_timeout, shared.guard, owner, log,
         )  # fmt: skip
 
     def _listening(self, addresses: Sequence[Address], owner: LinkOwner, end: End) -> Endpoint:

@@ -16,6 +16,9 @@ from relayd.wire.framing import Framer, mostly_noise
 # that fight, a loop through another daemon) must not take all descriptors.
 _LINKS_MAX = 16
 
+# Why a source has ended that somebody wanted to end; any other end is one that somebody should look at.
+_WANTED_ENDS = frozenset({"replaced", "stopped", "kicked"})
+
 
 class SourceLink:
     """The source's connection: what it sends is framed and passed on."""
@@ -235,7 +238,8 @@ class Inlet:
         self.links.discard(link)
         transport = link.transport
         lived = self._reactor.now - transport.since
-        link.log.info("closed", reason=reason, received=transport.bytes_read, up=round(lived, 1))
+        tell = link.log.info if reason in _WANTED_ENDS else link.log.warning
+        tell("closed", reason=reason, received=transport.bytes_read, up=round(lived, 1))
         if not link.replaced:
             self.last_reason = reason
             if self.link is None:

@@ -20,6 +20,9 @@ from relayd.returnpath import ReturnPath
 from relayd.sink import Sink, SinkSettings
 from relayd.trial import HalfCloseTrial
 
+# Why a link was cut that would have had more: somebody should look at it. Peers come and go for all other reasons.
+_TOO_SLOW = frozenset({"slow", "stalled"})
+
 
 class DestinationLink:
     """One destination's connection: it takes the stream, and may send something back."""
@@ -179,7 +182,8 @@ class Outlet:
         sink.detach()
         self._sink_left(sink)
         transport = link.transport
-        self._log.bind(**{self.role: link.peer}).info(
+        log = self._log.bind(**{self.role: link.peer})
+        (log.warning if reason in _TOO_SLOW else log.info)(
             "closed",
             reason=reason,
             sent=sink.sent - link.sent_before,

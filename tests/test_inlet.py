@@ -80,7 +80,7 @@ def test_a_second_source_replaces_the_first_at_once() -> None:
     setting.reactor.end_turn()
     assert setting.data == b"one\ntwo\n"  # the record that was cut is not glued to the next
     assert setting.told == ["changed"] * 3  # two came, one went; the source was not lost
-    assert setting.lines.having("event=closed", "source=192.0.2.1:1", "reason=replaced", "received=7")
+    assert setting.lines.having(" info ", "event=closed", "source=192.0.2.1:1", "reason=replaced", "received=7")
     assert setting.counters.unframed == 3
 
 
@@ -137,6 +137,7 @@ def test_s1_a_broken_source_is_reported_with_its_reason() -> None:
     setting.link().lose("reset")
     assert (setting.told, setting.endpoint.lost) == (["changed", "lost", "changed"], ["reset"])
     assert setting.inlet.last_reason == "reset"
+    assert setting.lines.having(" warning ", "event=closed", "reason=reset")
 
 
 def test_what_goes_back_waits_for_the_next_source() -> None:

@@ -95,7 +95,9 @@ def test_a_client_that_leaves_is_counted_and_logged() -> None:
     setting.put(b"one\ntwo\n")
     setting.reactor.advance(1.25)
     link.lose("reset")
-    assert setting.lines.having("event=closed", "client=192.0.2.1:1", "reason=reset", "sent=4", "dropped=4", "up=1.2")
+    assert setting.lines.having(
+        " info ", "event=closed", "client=192.0.2.1:1", "reason=reset", "sent=4", "dropped=4", "up=1.2"
+    )
     assert (setting.counters.bytes_out, setting.counters.dropped, setting.pipeline.sinks) == (4, 4, {})
     assert (setting.endpoint.lost, setting.outlet.links, setting.changes) == (["reset"], {}, 2)
     setting.put(b"nobody\n")
@@ -115,7 +117,7 @@ def test_s13_a_slow_client_is_cut_with_its_reason() -> None:
     for _ in range(5):
         setting.put(b"12345\n")
     setting.reactor.end_turn()
-    assert setting.lines.having("event=closed", "client=192.0.2.1:1", "reason=slow")
+    assert setting.lines.having(" warning ", "event=closed", "client=192.0.2.1:1", "reason=slow")
     assert not slow.open
     assert bytes(good.received) == b"12345\n" * 5
 

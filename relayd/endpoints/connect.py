@@ -36,7 +36,7 @@ class ConnectEndpoint:
         owner: LinkOwner,
         log: BoundLog,
     ) -> None:
-        """`stable_after`: seconds that a link must have lived for the waits to start over."""
+        """`stable_after`: seconds that a link must have lived for the waits to start over; `log` names the end."""
         self._reactor = reactor
         self._addresses = addresses
         self._connector = connector
@@ -149,5 +149,5 @@ class ConnectEndpoint:
         # A name's addresses may come in another order each time.
         if error and sorted(error.split("; ")) != sorted(self._told.split("; ")):
             self._told = error
-            self._log.warning("connect_failed", address=",".join(map(str, self._addresses)), error=error)
+            self._log.warning("connect_failed", error=error)
         self._timer = self._reactor.call_later(delay, self._attempt)

@@ -153,8 +153,7 @@ def test_n1_one_line_for_a_night_of_refusals_and_one_for_each_change(loop: Loop)
     caller.wait()
     lines = caller.log.having("event=connect_failed")
     assert len(lines) == 1
-    assert f"address={address}" in lines[0]
-    assert "Connection refused" in lines[0]
+    assert f'error="{address}: Connection refused"' in lines[0]
     with server(port) as (listening, _):
         caller.next_attempt()
         listening.accept()[0].close()
@@ -244,7 +243,7 @@ def test_n15_when_all_have_failed_all_are_told_in_one_line_and_the_wait_begins(l
     caller = Caller(loop, *addresses).start()
     assert caller.wait() == 1.0
     (line,) = caller.log.having("event=connect_failed")
-    assert all(line.count(str(address)) == 2 for address in addresses)
+    assert all(line.count(str(address)) == 1 for address in addresses)
     caller.next_attempt()
     assert caller.wait() == 2.0
 

@@ -36,8 +36,8 @@ def test_nobody_listens_at_first() -> None:
     source_port, destination_port = free_port(), free_port()
     words = f"127.0.0.1:{source_port}", f"127.0.0.1:{destination_port}", "--mode", "connect-connect"
     with relayd(*words, "--retry", "0.02") as running, ExitStack() as stack:
-        running.wait_log("event=connect_failed", f"127.0.0.1:{source_port}", "refused")
-        running.wait_log("event=connect_failed", f"127.0.0.1:{destination_port}", "refused")
+        running.wait_log(f"source=127.0.0.1:{source_port} event=connect_failed", "refused")
+        running.wait_log(f"destination=127.0.0.1:{destination_port} event=connect_failed", "refused")
         before = running.cpu_seconds()
         wait_until(lambda: running.cpu_seconds() > before, "some dozens of attempts")
         assert len(running.logged("event=connect_failed")) == 2

@@ -178,7 +178,7 @@ class DumpFile:
             raise StartError([f"cannot write dump_file {self._path}: {error.strerror}"]) from error
 
     def has_room(self) -> bool:
-        if self._writer is not None and self._fd >= 0:
+        if self._writer is not None:
             return self._writer.has_room()
         return self._fd >= 0 or self._scheduler.now >= self._suspended_until
 
@@ -209,6 +209,9 @@ class DumpFile:
             self._suspend(error)
 
     def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
         if self._fd >= 0:
             former, self._fd = self._fd, -1
             close_fd(former)

@@ -25,12 +25,19 @@ _QUEUE_MAX = 1024 * 1024
 _RETRY = 0.1
 
 
+class Timer(Protocol):
+    """The part of a timer that observers use."""
+
+    def cancel(self) -> None:
+        """See TimerHandle.cancel."""
+
+
 class Scheduler(Protocol):
     """The part of the reactor that observers use."""
 
     now: float
 
-    def call_later(self, delay: float, callback: Callable[[], None]) -> object:
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         """See Reactor.call_later."""
 
 
@@ -57,7 +64,7 @@ class LossyWriter:
         self._fd = fd
         self._queue: deque[bytes] = deque()
         self._queued = 0
-        self._retrying = False
+        self._retry: Timer | None = None
         self._broken = False
         self._piece = _QUEUE_MAX if stat.S_ISREG(os.fstat(fd).st_mode) else _PIECE
         self._poll = select.poll()
@@ -94,17 +101,30 @@ class LossyWriter:
                 self._queue.popleft()
             else:
                 self._queue[0] = head[taken:]
-        if self._queue and not self._retrying:
-            self._retrying = True
-            self._scheduler.call_later(_RETRY, self._retry)
+        if self._queue and self._retry is None:
+            self._retry = self._scheduler.call_later(_RETRY, self._try_again)
 
-    def _retry(self) -> None:
-        self._retrying = False
+    def close(self) -> None:
+        """Write what is taken now, lose the rest and take no more: before the descriptor is closed.
+
+        Its number may be a client's the next moment.
+        """
+        self.flush()
+        self._throw_away()
+        self._broken = True
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def _try_again(self) -> None:
+        self._retry = None
         self.flush()
 
     def _give_up(self, error: OSError) -> None:
         """The reader is gone for good, or the disk is full: lose what waits, and stay alive."""
+        self._throw_away()
+        self._broken = error.errno in (errno.EPIPE, errno.EBADF, errno.EIO)
+
+    def _throw_away(self) -> None:
         self.lost += len(self._queue)
         self._queue.clear()
         self._queued = 0
-        self._broken = error.errno in (errno.EPIPE, errno.EBADF, errno.EIO)

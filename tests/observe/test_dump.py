@@ -374,3 +374,28 @@ def test_a_slow_reader_of_a_fifo_loses_and_never_blocks(make: Callable[..., Sett
     os.close(reader)
     setting.reactor.advance(10)
     assert setting.file.write(b"x") is False
+
+
+@pytest.mark.parametrize("way", ["close", "reopen"])
+def test_what_waits_for_a_fifo_is_not_written_into_a_client(
+    make: Callable[..., Setting], tmp_path: Path, way: str
+) -> None:
+    """Whoever is accepted next gets the descriptor's number."""
+    reader, writer = os.pipe()
+    os.mkfifo(tmp_path / "fifo")
+    fifo = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    setting = make("fifo")
+    number = setting.file._fd
+    while setting.file.write(b"x" * 10_000):
+        pass
+    (tmp_path / "fifo").rename(tmp_path / "former")
+    (tmp_path / "fifo").mkdir()
+    getattr(setting.file, way)()
+    assert not os.path.exists(f"/proc/self/fd/{number}")
+    os.dup2(writer, number)
+    setting.reactor.advance(10)
+    os.set_blocking(reader, False)
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 1)
+    for fd in (reader, writer, number, fifo):
+        os.close(fd)

@@ -128,6 +128,35 @@ def test_s21_a_reader_that_goes_while_something_waits(pipe: Pipe) -> None:
     assert lost < pipe.writer.lost <= lost + taken
 
 
+def test_what_waits_is_never_written_to_whoever_gets_the_number_next(pipe: Pipe) -> None:
+    taken = pipe.fill(b"x" * 5000)
+    lost = pipe.writer.lost
+    pipe.writer.close()
+    assert pipe.reactor.timers == 0
+    assert 0 < pipe.writer.lost - lost < taken
+    reader, writer = os.pipe()
+    os.dup2(writer, pipe.fd)
+    os.close(writer)
+    assert not pipe.writer.has_room()
+    assert pipe.writer.write(b"more") is False
+    pipe.writer.flush()
+    pipe.reactor.advance(10)
+    os.set_blocking(reader, False)
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 1)
+    os.close(reader)
+
+
+def test_closing_writes_what_is_taken_at_once(pipe: Pipe) -> None:
+    taken = pipe.fill(b"x" * 5000)
+    lost = pipe.writer.lost
+    got = len(os.read(pipe.reader, MIB))
+    pipe.writer.close()
+    assert pipe.writer.lost - lost == taken - (2 * got) // 5000
+    assert len(pipe.read_all()) == got
+    pipe.writer.close()
+
+
 def test_a_full_disk_loses_and_goes_on() -> None:
     reactor = FakeReactor()
     fd = os.open("/dev/full", os.O_WRONLY)

@@ -28,6 +28,7 @@ from relayd.net.sockets import SocketOptions, reset
 from relayd.net.transport import Transport
 from relayd.observe.dump import DumpStream, DumpTarget
 from relayd.observe.log import BoundLog
+from relayd.observe.writer import Lost, unheard
 from relayd.pipeline import Pipeline
 from relayd.policy.overflow import Relief
 from relayd.sink import Sink, SinkSettings
@@ -233,8 +234,11 @@ class Caller:
         self._stop_watching = stop_watching
         self.watching = relay
 
-    def _show(self, data: bytes) -> bool:
-        """Take a piece of a dump if it fits: a terminal that does not keep up misses something, and is told."""
+    def _show(self, data: bytes, lost: Lost = unheard) -> bool:
+        """Take a piece of a dump if it fits: a terminal that does not keep up misses something, and is told.
+
+        What still waits when the caller leaves, nobody misses.
+        """
         if not self._has_room():
             return False
         self._answers.put(data, 0, "")

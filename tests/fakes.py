@@ -19,6 +19,7 @@ from relayd.net.resolver import Resolver
 from relayd.net.transport import Buffer, TransportProtocol
 from relayd.observe.log import BoundLog, EventLog
 from relayd.observe.targets import Fields, render_text
+from relayd.observe.writer import Lost, unheard
 from relayd.policy.loops import LoopGuard
 from relayd.wire.chunk import Chunk
 from relayd.wire.framing import Framing
@@ -259,14 +260,14 @@ class Lines:
     def has_room(self) -> bool:
         return not self.full
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes, lost: Lost = unheard) -> bool:
         if self.full:
             self.lost += 1
             return False
         self.lines += data.decode("ascii").splitlines()
         return True
 
-    def emit(self, level: str, seconds: float, fields: Fields) -> bool:
+    def emit(self, level: str, seconds: float, fields: Fields, lost: Lost = unheard) -> bool:
         return self.write(render_text(level, seconds, fields).encode())
 
     def reopen(self) -> None:

@@ -13,6 +13,7 @@ from relayd.errors import StartError
 from relayd.inlet import Inlet
 from relayd.observe.counters import Counters
 from relayd.observe.dump import Dump
+from relayd.observe.writer import Lost
 from relayd.outlet import ClientsOutlet, KeptOutlet, Outlet
 from relayd.pipeline import Pipeline
 from relayd.policy.overflow import Relief
@@ -115,7 +116,7 @@ class DumpTarget:
     def has_room(self) -> bool:
         return True
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes, lost: Lost) -> bool:
         self.taken += data
         return True
 

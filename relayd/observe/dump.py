@@ -15,13 +15,13 @@ from typing import Protocol
 from relayd.errors import StartError
 from relayd.observe.log import BoundLog, WallClock
 from relayd.observe.targets import timestamp
-from relayd.observe.writer import LossyWriter, Scheduler, close_fd, write_whole
+from relayd.observe.writer import LossyWriter, Lost, Scheduler, close_fd, unheard, write_whole
 
 TO_DESTINATION = ">"
 TO_SOURCE = "<"
 
-# A full disk is tried again this often, in seconds.
-_RETRY = 30.0
+# A full disk, or a reader that has left, is tried again this often, in seconds.
+RETRY_INTERVAL = 30.0
 
 _NAMED = {0x09: r"\t", 0x0A: r"\n", 0x0D: r"\r", 0x5C: r"\\"}
 _ESCAPES = {code: _NAMED.get(code, f"\\x{code:02x}") for code in (*range(0x20), 0x5C, *range(0x7F, 0x100))}
@@ -78,8 +78,8 @@ class DumpTarget(Protocol):
     def has_room(self) -> bool:
         """Whether something would be taken now, as far as is known."""
 
-    def write(self, data: bytes) -> bool:
-        """Take the bytes whole, at once, or not at all."""
+    def write(self, data: bytes, lost: Lost) -> bool:
+        """Take the bytes whole, at once, or not at all; `lost()` is called where they were taken for nothing."""
 
     def reopen(self) -> None:
         """Go on in a new file of the same name."""
@@ -91,7 +91,7 @@ class DumpTarget(Protocol):
 class DumpStream:
     """A target that somebody else opens and closes: the standard output, an operator's connection."""
 
-    def __init__(self, write: Callable[[bytes], bool], has_room: Callable[[], bool]) -> None:
+    def __init__(self, write: Callable[[bytes, Lost], bool], has_room: Callable[[], bool]) -> None:
         self.write = write
         self.has_room = has_room
 
@@ -122,7 +122,7 @@ class Dump:
     def show(self, data: bytes, direction: str, peer: str) -> None:
         """Dump a chunk that goes in `direction` and came from `peer`."""
         if not self._target.has_room():
-            self._lost += len(data)  # rendering costs more than the stream itself
+            self._miss(len(data))  # rendering costs more than the stream itself
             return
         # A peer may have chosen its own name: the path of a Unix socket.
         shown = escaped(peer.encode("utf-8", "surrogateescape"))
@@ -131,11 +131,15 @@ class Dump:
         if self._lost:
             notice = b"" if self._bytes_alone else f"{head} ... {self._lost} bytes are missing here\n".encode()
             rendered = notice + rendered
-        if not self._target.write(rendered):
-            self._lost += len(data)
+        missing = self._lost + len(data)  # if what is told of it here is lost too
+        if not self._target.write(rendered, lambda: self._miss(missing)):
+            self._miss(len(data))
         elif self._lost:
             self._log.warning("dump_lost", bytes=self._lost)
             self._lost = 0
+
+    def _miss(self, count: int) -> None:
+        self._lost += count
 
     def open(self) -> None:
         """Make the target ready; raises StartError."""
@@ -182,12 +186,17 @@ class DumpFile:
             return self._writer.has_room()
         return self._fd >= 0 or self._scheduler.now >= self._suspended_until
 
-    def write(self, data: bytes) -> bool:
-        """Write the bytes whole; False where they are lost, because the disk is full or the reader slow."""
+    def write(self, data: bytes, lost: Lost = unheard) -> bool:
+        """Write the bytes whole; False where they are lost, because the disk is full or the reader slow or gone."""
         if self._fd < 0 and not self._resumed():
             return False
-        if self._writer is not None:
-            return self._writer.write(data)
+        taken = self._append(data) if self._writer is None else self._writer.write(data, lost)
+        if taken and self._suspended_until:
+            self._suspended_until = 0.0
+            self._log.info("dump_resumed", file=self._path)
+        return taken
+
+    def _append(self, data: bytes) -> bool:
         try:
             if self._size and self._size + len(data) > self._rotation.size:
                 self._rotate()
@@ -196,9 +205,6 @@ class DumpFile:
         except OSError as error:
             self._suspend(error)
             return False
-        if self._suspended_until:
-            self._suspended_until = 0.0
-            self._log.info("dump_resumed", file=self._path)
         return True
 
     def reopen(self) -> None:
@@ -223,7 +229,7 @@ class DumpFile:
         self._size = found.st_size
         # Only a regular file is always ready. What is not (a FIFO, a terminal) has a queue before it.
         regular = os.path.isfile(self._path)
-        self._writer = None if regular else LossyWriter(self._scheduler, self._fd)
+        self._writer = None if regular else LossyWriter(self._scheduler, self._fd, failed=self._suspend)
 
     def _rotate(self) -> None:
         self.close()
@@ -239,8 +245,8 @@ class DumpFile:
     def _suspend(self, error: OSError) -> None:
         self.close()
         if not self._suspended_until:
-            self._log.warning("dump_suspended", file=self._path, error=error.strerror, retry=_RETRY)
-        self._suspended_until = self._scheduler.now + _RETRY
+            self._log.warning("dump_suspended", file=self._path, error=error.strerror, retry=RETRY_INTERVAL)
+        self._suspended_until = self._scheduler.now + RETRY_INTERVAL
 
     def _resumed(self) -> bool:
         if self._scheduler.now < self._suspended_until:

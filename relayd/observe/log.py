@@ -66,10 +66,14 @@ class EventLog:
 
     def _emit(self, level: str, fields: Fields) -> None:
         now = self._wall_clock()
-        if self._lost and self.target.emit("warning", now, {"event": "log_lost", "lines": self._lost}):
+        lost = self._lost
+        if lost and self.target.emit("warning", now, {"event": "log_lost", "lines": lost}, lambda: self._miss(lost)):
             self._lost = 0
-        if not self.target.emit(level, now, fields):
-            self._lost += 1
+        if not self.target.emit(level, now, fields, lambda: self._miss(1)):
+            self._miss(1)
+
+    def _miss(self, lines: int) -> None:
+        self._lost += lines
 
 
 class BoundLog:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Protocol
 
-from relayd.observe.writer import LossyWriter, close_fd, write_whole
+from relayd.observe.writer import LossyWriter, Lost, close_fd, unheard, write_whole
 
 Value = object
 Fields = Mapping[str, Value]
@@ -27,8 +27,8 @@ JOURNAL_SOCKET = "/run/systemd/journal/socket"
 class LogTarget(Protocol):
     """Takes events."""
 
-    def emit(self, level: str, seconds: float, fields: Fields) -> bool:
-        """Take an event of the wall clock time `seconds`; whether it was taken."""
+    def emit(self, level: str, seconds: float, fields: Fields, lost: Lost = unheard) -> bool:
+        """Take an event of the wall clock time `seconds`; whether it was taken. `lost()`: it was, for nothing."""
 
     def reopen(self) -> None:
         """Go on in a new file of the same name."""
@@ -80,8 +80,8 @@ class StreamTarget:
         self._writer = writer
         self._render = render
 
-    def emit(self, level: str, seconds: float, fields: Fields) -> bool:
-        return self._writer.write(self._render(level, seconds, fields).encode() + b"\n")
+    def emit(self, level: str, seconds: float, fields: Fields, lost: Lost = unheard) -> bool:
+        return self._writer.write(self._render(level, seconds, fields).encode() + b"\n", lost)
 
     def reopen(self) -> None:
         """It has no name."""
@@ -98,7 +98,7 @@ class FileTarget:
         self._render = render
         self._fd = self._open()
 
-    def emit(self, level: str, seconds: float, fields: Fields) -> bool:
+    def emit(self, level: str, seconds: float, fields: Fields, lost: Lost = unheard) -> bool:
         line = self._render(level, seconds, fields).encode() + b"\n"
         try:
             write_whole(self._fd, line)
@@ -130,7 +130,7 @@ class SyslogTarget:
         self._render = render
         self.close = close
 
-    def emit(self, level: str, seconds: float, fields: Fields) -> bool:
+    def emit(self, level: str, seconds: float, fields: Fields, lost: Lost = unheard) -> bool:
         line = self._render(level, seconds, fields)
         # The text form's time and level are syslog's own business.
         text = line if line.startswith("{") else pairs(fields)
@@ -147,7 +147,7 @@ class JournalTarget:
         self._send = send
         self.close = close
 
-    def emit(self, level: str, seconds: float, fields: Fields) -> bool:
+    def emit(self, level: str, seconds: float, fields: Fields, lost: Lost = unheard) -> bool:
         entry = {"MESSAGE": pairs(fields), "PRIORITY": _SEVERITY[level], "SYSLOG_IDENTIFIER": "relayd"}
         entry |= {f"RELAYD_{key.upper()}": show(value) for key, value in fields.items()}
         return self._send("".join(f"{key}={value}\n" for key, value in entry.items()).encode())

@@ -24,6 +24,8 @@ _QUEUE_MAX = 1024 * 1024
 # How often a full descriptor is tried again, in seconds: a human's blink.
 _RETRY = 0.1
 
+Lost = Callable[[], None]  # what was taken has come to nothing
+
 
 class Timer(Protocol):
     """The part of a timer that observers use."""
@@ -56,62 +58,90 @@ def close_fd(fd: int) -> None:
         os.close(fd)
 
 
-class LossyWriter:
-    """A bounded queue before a descriptor; what does not fit is lost, and `lost` counts it."""
+def unheard(*what: object) -> None:
+    """Take what nobody wants to hear of."""
 
-    def __init__(self, scheduler: Scheduler, fd: int) -> None:
+
+class LossyWriter:
+    """A bounded queue before a descriptor; what does not fit is lost, and `lost` counts it.
+
+    So is all that waits when a write fails: the reader has left, the disk is full.  Later writes are tried
+    again, for a reader may come back.  Half a row on a full disk is not lost: the rest follows when there is room.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, fd: int, rest: float = 0.0, failed: Callable[[OSError], None] = unheard
+    ) -> None:
+        """After a failure nothing is taken for `rest` seconds. `failed(why)` is called for the first of a row."""
         self._scheduler = scheduler
         self._fd = fd
-        self._queue: deque[bytes] = deque()
+        self._rest = rest
+        self._failed = failed
+        self._queue: deque[tuple[bytes, Lost]] = deque()
         self._queued = 0
+        self._begun = False  # a part of the queue's head is written
         self._retry: Timer | None = None
-        self._broken = False
-        self._piece = _QUEUE_MAX if stat.S_ISREG(os.fstat(fd).st_mode) else _PIECE
+        self._failing = False
+        self._rested_at = 0.0
+        self._closed = False
+        self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
         self.lost = 0  # writes
 
     def has_room(self) -> bool:
         """Whether something more would be taken: what takes pains to make need not be made else."""
-        return not self._broken and self._queued < _QUEUE_MAX
+        return not self._closed and self._queued < _QUEUE_MAX and self._scheduler.now >= self._rested_at
 
-    def write(self, data: bytes) -> bool:
-        """Write or queue `data` whole; False where it had to be thrown away whole."""
-        if self._broken or (self._queued and self._queued + len(data) > _QUEUE_MAX):
+    def write(self, data: bytes, lost: Lost = unheard) -> bool:
+        """Write or queue `data` whole; False where it had to be thrown away whole.
+
+        `lost()` is called where it was queued, and thrown away later.
+        """
+        if not self.has_room() or (self._queued and self._queued + len(data) > _QUEUE_MAX):
             self.lost += 1
             return False
-        self._queue.append(data)
+        before = self.lost
+        self._queue.append((data, unheard))
         self._queued += len(data)
         self.flush()
+        if self.lost > before:
+            return False
+        if self._queue:
+            self._queue[-1] = (self._queue[-1][0], lost)
         return True
 
     def flush(self) -> None:
         """Write what the descriptor takes now; the rest is tried again soon."""
         while self._queue and self._poll.poll(0):
-            head = self._queue[0]
+            head, lost = self._queue[0]
             try:
-                taken = os.write(self._fd, head[: self._piece])
+                taken = os.write(self._fd, head[: _QUEUE_MAX if self._regular else _PIECE])
             except BlockingIOError:
                 break
             except OSError as error:
                 self._give_up(error)
-                return
+                break
             self._queued -= taken
-            if taken == len(head):
-                self._queue.popleft()
+            self._begun = taken < len(head)
+            if self._begun:
+                self._queue[0] = (head[taken:], lost)
             else:
-                self._queue[0] = head[taken:]
+                self._queue.popleft()
+                self._failing = False
+                self._rested_at = 0.0
         if self._queue and self._retry is None:
-            self._retry = self._scheduler.call_later(_RETRY, self._try_again)
+            self._retry = self._scheduler.call_later(max(_RETRY, self._rest if self._failing else 0), self._try_again)
 
     def close(self) -> None:
         """Write what is taken now, lose the rest and take no more: before the descriptor is closed.
 
         Its number may be a client's the next moment.
         """
+        self._failed = unheard
         self.flush()
         self._throw_away()
-        self._broken = True
+        self._closed = True
         if self._retry is not None:
             self._retry.cancel()
 
@@ -120,11 +150,22 @@ class LossyWriter:
         self.flush()
 
     def _give_up(self, error: OSError) -> None:
-        """The reader is gone for good, or the disk is full: lose what waits, and stay alive."""
+        """The reader is gone, or the disk is full: lose what waits, and stay alive."""
+        begun = self._queue.popleft() if self._begun and self._regular else None
         self._throw_away()
-        self._broken = error.errno in (errno.EPIPE, errno.EBADF, errno.EIO)
+        if begun is not None:
+            self._queue.append(begun)
+            self._queued = len(begun[0])
+            self._begun = True
+        self._rested_at = self._scheduler.now + self._rest
+        if not self._failing:
+            self._failing = True
+            self._failed(error)
 
     def _throw_away(self) -> None:
-        self.lost += len(self._queue)
-        self._queue.clear()
+        thrown, self._queue = self._queue, deque()
         self._queued = 0
+        self._begun = False
+        self.lost += len(thrown)
+        for _, lost in thrown:
+            lost()

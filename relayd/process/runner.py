@@ -16,6 +16,7 @@ from relayd.errors import StartError
 from relayd.net.listener import Listener, ListenerPool
 from relayd.net.reactor import Reactor
 from relayd.net.resolver import Resolver
+from relayd.observe.dump import RETRY_INTERVAL
 from relayd.observe.log import BoundLog, EventLog
 from relayd.observe.targets import LogTarget
 from relayd.observe.writer import LossyWriter
@@ -110,7 +111,7 @@ class _Runner:
         self._reactor = reactor
         self._notifier = Notifier(environ)
         self._pool = ListenerPool(listen_descriptors(environ))
-        self._stdout = LossyWriter(reactor, _STDOUT)
+        self._stdout = LossyWriter(reactor, _STDOUT, RETRY_INTERVAL, self._stdout_failed)
         self._stderr = LossyWriter(reactor, _STDERR) if foreground else None
         self._status_pending = False
         self._log: EventLog
@@ -131,9 +132,9 @@ class _Runner:
         finally:
             self._notifier.close()
             self._pool.close()
-            self._stdout.flush()
+            self._stdout.close()
             if self._stderr is not None:
-                self._stderr.flush()
+                self._stderr.close()
             self._reactor.close()
 
     def _serve(self, ready: Callable[[], None], claims: list[Listener], max_links: int) -> None:
@@ -214,6 +215,9 @@ class _Runner:
         for relay in self._service.relays:
             relay.reopen_dump()
         self._log.bind().info("reopened")
+
+    def _stdout_failed(self, error: OSError) -> None:
+        self._log.bind().warning("dump_suspended", file="stdout", error=error.strerror, retry=RETRY_INTERVAL)
 
     def _feed_watchdog(self) -> None:
         if self._notifier.watchdog_interval:

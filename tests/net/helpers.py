@@ -20,6 +20,7 @@ import pytest
 from relayd.net.reactor import Reactor
 from relayd.net.transport import Transport
 from relayd.observe.targets import Fields, render_text
+from relayd.observe.writer import Lost, unheard
 from tests.support import PATIENCE, ROOT
 
 LINGER = 2.0  # seconds, of every transport that `link` makes
@@ -234,7 +235,7 @@ class Lines:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def emit(self, level: str, seconds: float, fields: Fields) -> bool:
+    def emit(self, level: str, seconds: float, fields: Fields, lost: Lost = unheard) -> bool:
         self.lines.append(render_text(level, seconds, fields))
         return True
 

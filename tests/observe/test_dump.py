@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from relayd.errors import StartError
 from relayd.observe.dump import FORMATS, Dump, DumpFile, DumpStream, Rotation, escaped, hex_rows, text_rows
+from relayd.observe.writer import Lost, unheard
 from tests.fakes import FakeReactor, Lines, bound_log
 
 EVERY_BYTE = bytes(range(256))
@@ -83,13 +84,15 @@ class Target:
         self.taken = bytearray()
         self.full = False
         self.known_full = False  # so that nothing need be rendered
+        self.thrown_away = unheard
 
     def has_room(self) -> bool:
         return not self.known_full
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes, lost: Lost) -> bool:
         if not self.full:
             self.taken += data
+            self.thrown_away = lost
         return not self.full
 
 
@@ -130,6 +133,18 @@ def test_what_is_missing_is_counted_and_said_where_it_is(style: str) -> None:
     assert len(lines.having("event=dump_lost bytes=14")) == len(lines.lines) == 1
     if style == "raw":
         assert bytes(target.taken) == b"one\nnext\nlast\n"
+
+
+def test_what_was_taken_for_nothing_is_missing_too_and_so_is_what_was_told_in_it() -> None:
+    shown, target, lines = dump("text")
+    target.full = True
+    shown.show(b"lost\n", ">", "p")
+    target.full = False
+    shown.show(b"thrown away later\n", ">", "p")
+    target.thrown_away()
+    shown.show(b"next\n", ">", "p")
+    assert b" ... 23 bytes are missing here\n" in target.taken
+    assert lines.having("event=dump_lost bytes=23")
 
 
 def test_what_there_is_no_room_for_is_not_rendered_but_counted_and_said() -> None:
@@ -260,7 +275,7 @@ def test_a_stream_is_somebody_else_s_to_open_and_close() -> None:
     stream.open()
     stream.close()
     stream.reopen()
-    assert stream.write(b"one")
+    assert stream.write(b"one", unheard)
     assert bytes(target.taken) == b"one"
 
 
@@ -333,9 +348,10 @@ def test_a_full_disk_leaves_no_descriptor_behind(make: Callable[..., Setting]) -
 
 def test_a_full_device_is_survived(make: Callable[..., Setting]) -> None:
     setting = make("/dev/full")
-    for _ in range(3):
-        setting.file.write(b"x\n")
-    assert setting.path == Path("/dev/full")
+    for _ in range(100):
+        assert not setting.file.write(b"x\n")
+        setting.reactor.advance(1)
+    assert len(setting.lines.having("event=dump_suspended", "No space left")) == len(setting.lines.lines) == 1
 
 
 def test_a_folder_that_went_is_a_suspension(make: Callable[..., Setting], tmp_path: Path) -> None:
@@ -374,6 +390,30 @@ def test_a_slow_reader_of_a_fifo_loses_and_never_blocks(make: Callable[..., Sett
     os.close(reader)
     setting.reactor.advance(10)
     assert setting.file.write(b"x") is False
+
+
+def test_a_fifo_whose_reader_leaves_is_suspended_and_resumed_when_one_comes(
+    make: Callable[..., Setting], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    setting = make("fifo")
+    shown = Dump("ais", "raw", setting.file, bound_log(setting.reactor)[0])
+    for _ in range(100):
+        shown.show(b"x" * 10_000, ">", "p")
+    os.close(reader)
+    setting.reactor.advance(100)
+    assert len(setting.lines.having("event=dump_suspended", "Broken pipe")) == len(setting.lines.lines) == 1
+    assert not shown._lost % 10_000 and shown._lost > 900_000
+    for _ in range(3):
+        shown.show(b"x" * 10_000, ">", "p")  # still nobody reads
+        setting.reactor.advance(31)
+    assert len(setting.lines.lines) == 1
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    shown.show(b"back\n", ">", "p")
+    assert setting.lines.having("event=dump_resumed")
+    assert os.read(reader, 100) == b"back\n"
+    os.close(reader)
 
 
 @pytest.mark.parametrize("way", ["close", "reopen"])

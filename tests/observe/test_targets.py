@@ -231,6 +231,27 @@ def test_f3_a_pipe_that_nobody_reads_is_not_awaited_and_what_it_missed_is_told(t
         os.close(writer)
 
 
+def test_lines_that_wait_when_the_reader_leaves_are_told_to_the_next(tmp_path: Path) -> None:
+    reactor = FakeReactor()
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(tmp_path / "fifo", os.O_WRONLY)
+    log = EventLog(reactor, StreamTarget(LossyWriter(reactor, writer), render_text), wall_clock=lambda: AT)
+    for number in range(50):
+        log.bind().info("x", text="y" * 10_000, n=number)
+    (tmp_path / "got").write_bytes(os.read(reader, 1 << 20))
+    os.close(reader)
+    reactor.advance(1)
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    log.bind().info("back", n=50)
+    got = os.read(reader, 1 << 20)
+    whole = (tmp_path / "got").read_bytes().count(b"\n")
+    assert b"event=log_lost lines=%d\n" % (50 - whole) in got
+    assert got.endswith(b"event=back n=50\n")
+    for fd in (reader, writer):
+        os.close(fd)
+
+
 # -- a file -------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from relayd.observe.writer import LossyWriter
 from tests.fakes import FakeReactor
+from tests.observe.test_dump import file_size_limit
 
 MIB = 1024 * 1024
 
@@ -96,10 +99,6 @@ def test_whether_there_is_room_is_known_before_writing(pipe: Pipe) -> None:
     assert pipe.writer.write(b"x" * 1024) is False
     pipe.read_all()
     assert pipe.writer.has_room()
-    os.close(pipe.reader)
-    pipe.reader = pipe.fd
-    pipe.writer.write(b"x")
-    assert not pipe.writer.has_room()
 
 
 def test_one_retry_is_pending_not_one_for_each_write(pipe: Pipe) -> None:
@@ -155,6 +154,67 @@ def test_closing_writes_what_is_taken_at_once(pipe: Pipe) -> None:
     assert pipe.writer.lost - lost == taken - (2 * got) // 5000
     assert len(pipe.read_all()) == got
     pipe.writer.close()
+
+
+@pytest.mark.parametrize("end", ["the reader leaves", "close"])
+def test_whoever_wrote_what_waits_hears_that_it_came_to_nothing(pipe: Pipe, end: str) -> None:
+    heard: list[int] = []
+    taken = [number for number in range(300) if pipe.writer.write(b"x" * 5000, partial(heard.append, number))]
+    assert not heard  # what is not taken at all is told by the return value alone
+    if end == "close":
+        pipe.writer.close()
+    else:
+        os.close(pipe.reader)
+        pipe.reader = pipe.fd
+        assert not pipe.writer.write(b"x" * 5000, lambda: heard.append(-1))
+        pipe.reactor.advance(1)
+    assert 0 < len(heard) < len(taken)
+    assert heard == taken[-len(heard) :]
+    assert pipe.writer.lost == 300 - len(taken) + len(heard) + (end != "close")
+
+
+def test_what_fails_is_said_once_rests_and_is_tried_again(tmp_path: Path) -> None:
+    reactor, said = FakeReactor(), []
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    fd = os.open(tmp_path / "fifo", os.O_WRONLY)
+    writer = LossyWriter(reactor, fd, 30.0, lambda error: said.append(error.errno))
+    os.close(reader)
+    for _ in range(100):
+        assert not writer.write(b"lost\n")
+        assert not writer.has_room()
+        reactor.advance(1)
+    assert (said, writer.lost) == ([errno.EPIPE], 100)
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    assert not writer.write(b"lost\n")  # the next try is not due
+    reactor.advance(30)
+    assert writer.write(b"back\n")
+    assert writer.write(b"on\n")
+    assert os.read(reader, 100) == b"back\non\n"
+    os.close(reader)
+    assert not writer.write(b"lost\n")
+    assert len(said) == 2
+    os.close(fd)
+
+
+@pytest.mark.parametrize("rest", [0.0, 30.0])
+def test_a_row_that_a_full_disk_has_cut_is_finished_when_there_is_room(tmp_path: Path, rest: float) -> None:
+    reactor = FakeReactor()
+    fd = os.open(tmp_path / "dump", os.O_WRONLY | os.O_CREAT)
+    writer = LossyWriter(reactor, fd, rest)
+    with file_size_limit(1000):
+        assert writer.write(b"a" * 699 + b"\n")
+        assert writer.write(b"b" * 699 + b"\n")
+        assert not writer.write(b"c" * 699 + b"\n")
+        reactor.advance(60)
+        assert not writer.write(b"d" * 699 + b"\n")
+    reactor.advance(30)
+    assert writer.write(b"e" * 699 + b"\n")
+    rows = (tmp_path / "dump").read_bytes().splitlines()
+    assert rows == [letter * 699 for letter in (b"a", b"b", b"e")]
+    assert writer.lost == 2
+    assert reactor.timers == 0
+    os.close(fd)
 
 
 def test_a_full_disk_loses_and_goes_on() -> None:

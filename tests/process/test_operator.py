@@ -11,6 +11,7 @@ import pytest
 
 from relayd.controller import RefusedError
 from relayd.observe.dump import DumpStream
+from relayd.observe.writer import Lost
 from relayd.process.operator import Operator
 from tests.process.test_reloader import RELAY, Living
 
@@ -25,7 +26,7 @@ class Terminal(DumpStream):
         self.shown: list[bytes] = []
         self.full = False
 
-    def _show(self, data: bytes) -> bool:
+    def _show(self, data: bytes, lost: Lost) -> bool:
         if not self.full:
             self.shown.append(data)
         return not self.full

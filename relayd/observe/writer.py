@@ -1,7 +1,7 @@
 """Writing to a descriptor that must never be waited for: a terminal, a pipe, a file.
 
-Setting O_NONBLOCK would change the descriptor for everybody who shares it (the operator's shell).  So
-poll(2) is asked first, and no more is written than it vouches for.
+Setting O_NONBLOCK would change the descriptor for everybody who shares it (the operator's shell).  So it
+is opened once more where that can be; where not, poll(2) is asked, and no more written than it vouches for.
 """
 
 from __future__ import annotations
@@ -56,6 +56,19 @@ def close_fd(fd: int) -> None:
     """Close a file; what close(2) has to say of earlier writes (a network's file system) comes too late."""
     with contextlib.suppress(OSError):
         os.close(fd)
+
+
+def unshared(fd: int) -> int:
+    """Return another descriptor of a terminal or a pipe, one that never waits; `fd` where there is none to be had.
+
+    poll(2) is not enough: a terminal vouches for one byte, and others who write to a pipe may be quicker.
+    """
+    if not (os.isatty(fd) or stat.S_ISFIFO(os.fstat(fd).st_mode)):
+        return fd
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return fd  # another user's terminal
 
 
 def unheard(*what: object) -> None:

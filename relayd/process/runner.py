@@ -19,7 +19,7 @@ from relayd.net.resolver import Resolver
 from relayd.observe.dump import RETRY_INTERVAL
 from relayd.observe.log import BoundLog, EventLog
 from relayd.observe.targets import LogTarget
-from relayd.observe.writer import LossyWriter
+from relayd.observe.writer import LossyWriter, unshared
 from relayd.policy.loops import LoopGuard
 from relayd.process.daemonize import Caller, daemonize
 from relayd.process.limits import keep_freed_memory, raise_descriptor_limit
@@ -111,8 +111,8 @@ class _Runner:
         self._reactor = reactor
         self._notifier = Notifier(environ)
         self._pool = ListenerPool(listen_descriptors(environ))
-        self._stdout = LossyWriter(reactor, _STDOUT, RETRY_INTERVAL, self._stdout_failed)
-        self._stderr = LossyWriter(reactor, _STDERR) if foreground else None
+        self._stdout = LossyWriter(reactor, unshared(_STDOUT), RETRY_INTERVAL, self._stdout_failed)
+        self._stderr = LossyWriter(reactor, unshared(_STDERR)) if foreground else None
         self._status_pending = False
         self._log: EventLog
         self._service: Service

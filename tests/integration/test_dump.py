@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import subprocess
 from contextlib import ExitStack
@@ -150,6 +152,18 @@ def test_a_dump_that_nobody_reads_delays_nothing(style: str) -> None:
         ends.source.close()
         assert ends.running.stop() == 0
         drained.wait(20)
+
+
+def test_a_terminal_that_stands_still_delays_nothing() -> None:
+    """A connection that hangs behind sshd, or Ctrl-S: what the terminal does not take is lost to the dump alone."""
+    terminal, fd = pty.openpty()
+    with ExitStack() as stack:
+        stack.callback(os.close, terminal)
+        stack.callback(os.close, fd)
+        ends = Ends(stack, "--dump", "-o", "framing=line", stdout=fd)
+        for first in range(0, 20_000, 100):
+            ends.source.sendall(keyed("feed", first, 100))
+            assert check_keyed("feed", receive(ends.client, 100 * CELL), first)
 
 
 def test_a_dump_whose_reader_has_left_delays_nothing() -> None:

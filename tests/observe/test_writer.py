@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import pty
+import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relayd.observe.writer import LossyWriter
+from relayd.observe.writer import LossyWriter, unshared
 from tests.fakes import FakeReactor
 from tests.observe.test_dump import file_size_limit
 
@@ -195,6 +197,42 @@ def test_what_fails_is_said_once_rests_and_is_tried_again(tmp_path: Path) -> Non
     assert not writer.write(b"lost\n")
     assert len(said) == 2
     os.close(fd)
+
+
+def test_a_terminal_that_takes_nothing_is_not_awaited() -> None:
+    """Of a stopped terminal (Ctrl-S, a connection that hangs) poll(2) says that it can be written to."""
+    terminal, fd = pty.openpty()
+    own = unshared(fd)
+    reactor = FakeReactor()
+    writer = LossyWriter(reactor, own)
+    taken = 0
+    while writer.write(b"%06d" % taken + b"x" * 993 + b"\n"):
+        taken += 1
+    got = bytearray()
+    while got.count(b"\n") < taken:
+        got += os.read(terminal, 300)
+        reactor.advance(0.1)
+    assert [int(row[:6]) for row in got.split(b"\r\n")[:-1]] == list(range(taken))
+    assert os.get_blocking(fd)  # it is the shell's
+    for each in (terminal, fd, own):
+        os.close(each)
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "socket"])
+def test_what_others_share_is_left_as_it_is(tmp_path: Path, kind: str) -> None:
+    pair = socket.socketpair()
+    reader, pipe = os.pipe()
+    file = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    fd = {"file": file, "pipe": pipe, "socket": pair[0].fileno()}[kind]
+    own = unshared(fd)
+    assert (own == fd) == (kind != "pipe")  # a file's offset is shared, too
+    assert os.get_blocking(own) == (kind != "pipe")
+    assert os.get_blocking(fd)
+    assert not os.get_inheritable(own)
+    for each in {reader, pipe, file, own} - {pair[0].fileno()}:
+        os.close(each)
+    for sock in pair:
+        sock.close()
 
 
 @pytest.mark.parametrize("rest", [0.0, 30.0])

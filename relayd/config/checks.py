@@ -1,13 +1,13 @@
-"""What no single key can see: addresses against roles, loops, ports taken twice, keys without effect."""
+"""What no single key can see: addresses against roles, loops, ports and files taken twice, keys without effect."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from relayd.address import Address, ReplayAddress, TcpAddress, UnixAddress, check_connect, check_listen, unmapped
-from relayd.config.keys import CONNECT
+from relayd.config.keys import CONNECT, LOG_NAMES
 from relayd.config.settings import RelayConfig
 from relayd.errors import AddressError
 from relayd.policy.loops import End, flow, reaches
@@ -95,6 +95,47 @@ def check_together(relays: Sequence[RelayConfig], complain: Complaint) -> None:
         circle = _circle(relay.name, edges)
         if circle:
             complain(circle, relay.name, "destination")
+
+
+# What the daemon writes, by its keys.
+_FILES = {"pidfile": "the pidfile", "control": "the control socket", "log": "the log"}
+
+
+def check_files(daemon: Mapping[str, str], relays: Sequence[RelayConfig], complain: Complaint) -> None:
+    """Check that nothing else is written where a dump, the log, the pidfile or the control socket is.
+
+    `daemon`: the paths of [relayd]. A FIFO or a terminal is no exception: two dumps would tear each other's rows, and
+    relays that share the standard output, which is one queue, do not.
+    """
+    dumping = [relay for relay in relays if relay.dump != "off" and relay.dump_file]
+    owners: dict[str, str] = {}
+    places = _Places()
+    rotated = {places.of(relay.dump_file): relay for relay in reversed(dumping)}
+    keys = [(daemon.get(key, ""), "", key, what) for key, what in _FILES.items()]
+    dumps = [(relay.dump_file, relay.name, "dump_file", f"the dump of relay {relay.name}") for relay in dumping]
+    for path, relay, key, what in (*keys, *dumps):
+        if path in ("", *LOG_NAMES):
+            continue
+        place = places.of(path)
+        owner = owners.setdefault(place, what)
+        if owner != what:
+            complain(f"{owner} is that file already; take another", relay, key)
+        base, _, number = place.rpartition(".")
+        if base in rotated and number in map(str, range(1, rotated[base].dump_max.files)):
+            complain(f"the dump of relay {rotated[base].name} takes that name when rotated; take another", relay, key)
+
+
+class _Places:
+    """Where paths lead to. A link in the last place does not count: none of these files is opened through one."""
+
+    def __init__(self) -> None:
+        self._directories: dict[str, str] = {}  # there may be thousands of dumps, but not of directories
+
+    def of(self, path: str) -> str:
+        directory, name = os.path.split(path)
+        if directory not in self._directories:
+            self._directories[directory] = os.path.realpath(directory)
+        return os.path.join(self._directories[directory], name)
 
 
 class _Ports:

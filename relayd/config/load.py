@@ -108,7 +108,9 @@ class _Loader:
 
         for relay in relays:
             checks.check_relay(relay, self.complain_of_value)
-        checks.check_together([relay for relay in relays if relay.enabled], self.complain_of_value)
+        enabled = [relay for relay in relays if relay.enabled]
+        checks.check_together(enabled, self.complain_of_value)
+        checks.check_files(values, enabled, self.complain_of_value)
         if self.problems:
             rest = [Problem(f"and {self._untold} more", path)] if self._untold else []
             raise ConfigError([*sorted(self.problems, key=_position), *rest])

@@ -99,6 +99,26 @@ def test_a_relay_that_does_not_run_takes_no_port(tmp_path: Path) -> None:
     assert len(load_file(str(tmp_path / "f.ini"), {}).relays) == 2
 
 
+def test_a_file_is_the_same_by_whatever_way(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").symlink_to("one")
+    text = "".join(
+        f"[relay {name}]\nsource = a:1\ndestination = :{number}\ndump = raw\ndump_file = {path}/dump\n"
+        for number, (name, path) in enumerate({"a": "one", "b": "other", "c": "two"}.items(), 1)
+    )
+    (tmp_path / "f.ini").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_file(str(tmp_path / "f.ini"), {})
+    (problem,) = caught.value.problems
+    assert str(problem).endswith(":10: [relay b] dump_file: the dump of relay a is that file already; take another")
+
+
+def test_any_number_of_dumps_share_the_standard_output(tmp_path: Path) -> None:
+    relays = "".join(f"[relay {name}]\nsource = a:1\ndestination = unix:{name}\n" for name in "abc")
+    (tmp_path / "f.ini").write_text("[defaults]\ndump = text\n" + relays)
+    assert len(load_file(str(tmp_path / "f.ini"), {}).relays) == 3
+
+
 @pytest.mark.parametrize("kind", ["missing", "folder"])
 def test_a_replay_needs_a_file(kind: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()

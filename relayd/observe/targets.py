@@ -31,7 +31,7 @@ class LogTarget(Protocol):
         """Take an event of the wall clock time `seconds`; whether it was taken. `lost()`: it was, for nothing."""
 
     def reopen(self) -> None:
-        """Go on in a new file of the same name."""
+        """Go on in a new file of the same name; raises OSError where there is none to be had, and keeps the old one."""
 
     def close(self) -> None:
         """No more will come."""
@@ -91,7 +91,7 @@ class StreamTarget:
 
 
 class FileTarget:
-    """A file, which is opened when it is made; raises OSError then, never later."""
+    """A file, which is opened when it is made, and by `reopen`; raises OSError then."""
 
     def __init__(self, path: str, render: Render) -> None:
         self._path = path
@@ -107,11 +107,7 @@ class FileTarget:
         return True
 
     def reopen(self) -> None:
-        try:
-            fd = self._open()
-        except OSError:
-            return  # better the old file than none
-        former, self._fd = self._fd, fd
+        former, self._fd = self._fd, self._open()
         close_fd(former)
 
     def close(self) -> None:

@@ -211,9 +211,13 @@ class _Runner:
         self._reactor.stop()
 
     def _reopen(self) -> None:
-        self._log.target.reopen()
         for relay in self._service.relays:
             relay.reopen_dump()
+        try:
+            self._log.target.reopen()
+        except OSError as error:
+            self._log.bind().warning("reopen_failed", file=error.filename, error=error.strerror)
+            return
         self._log.bind().info("reopened")
 
     def _stdout_failed(self, error: OSError) -> None:

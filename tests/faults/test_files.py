@@ -117,7 +117,8 @@ def test_f1_a_full_disk(rig: Rig) -> None:
     "F2",
     provoked="the log renamed and SIGUSR1, 20 times, while clients come and go; truncated in place; deleted; its "
     "folder moved away, a directory or a link in its place",
-    required="with rename and SIGUSR1 no line is lost or doubled; what cannot be opened leaves the old file in use",
+    required="with rename and SIGUSR1 no line is lost or doubled; what cannot be opened leaves the old file in use, "
+    "and is said",
 )
 def test_f2_rotation(rig: Rig) -> None:
     ports = free_port(), free_port()
@@ -152,12 +153,13 @@ def test_f2_a_log_that_cannot_be_reopened(rig: Rig, obstacle: str) -> None:
         site.log = rig.folder / "old"
         held = len(descriptors(site.pid))
         site.send(signal.SIGUSR1)
-        site.wait_log("event=reopened")
+        site.wait_log("event=reopen_failed", f"file={folder}/log")
         come_and_go(site, ports[1], 1)
         site.wait_log("event=closed")
         wait_until(lambda: len(descriptors(site.pid)) <= held, "no descriptor more")
         assert not (rig.folder / "elsewhere").exists()
-        rig.saw(f"{obstacle}: the old file is kept")
+        assert not site.lines("event=reopened")
+        rig.saw(f"{obstacle}: the old file is kept, and the log says why")
 
 
 @row("F2", provoked="", required="")

@@ -208,7 +208,7 @@ class Stage:
                 self._give_once()
             self.feeder.cut()
             self.reader.cut()
-            self._signal(signal.SIGUSR1, "event=reopened")
+            self._signal(signal.SIGUSR1, "event=reopen")
             self.site.configure(*self._relays, self._control, *([] if number % 2 else [self._extra]))
             self._signal(signal.SIGHUP, "event=reload")
 

@@ -230,7 +230,8 @@ def test_a_log_that_cannot_be_reopened_is_kept(tmp_path: Path, stack: ExitStack)
         os.rename(folder, tmp_path / "moved")
         running.send(signal.SIGUSR1)
         moved = tmp_path / "moved" / "log"
-        wait_until(lambda: "event=reopened" in moved.read_text(), "the old file")
+        wait_until(lambda: "event=reopen_failed" in moved.read_text(), "the old file")
+        assert "No such file or directory" in moved.read_text() and "event=reopened" not in moved.read_text()
         flow_through(*linked(running, source_port, port, stack))
         assert "event=connected" in moved.read_text()
 

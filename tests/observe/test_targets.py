@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -316,7 +317,8 @@ def test_f2_a_new_file_that_cannot_be_had_leaves_the_old_one(target: FileTarget,
     else:
         old = path.rename(path.with_name("old"))
         path.mkdir() if obstacle == "directory" else path.symlink_to("elsewhere")
-    target.reopen()
+    with pytest.raises(OSError, match=re.escape(str(path))):
+        target.reopen()
     assert target.emit("info", AT, {"n": 1})
     assert numbers(old) == [1]
     if obstacle == "missing":

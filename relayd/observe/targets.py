@@ -44,8 +44,11 @@ def timestamp(seconds: float) -> str:
 
 
 def show(value: Value) -> str:
-    """Return a value as it stands in a line: what is not plain is quoted and escaped, so it cannot forge one."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    """Return a value as it stands in a line: what is not plain is quoted and escaped, so it cannot forge one.
+
+    Fractions are seconds, which are never finer than a millisecond.
+    """
+    text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 

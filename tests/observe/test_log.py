@@ -36,7 +36,9 @@ def test_binding_does_not_change_the_log_that_is_bound() -> None:
         ("", '""'),
         ("a b", '"a b"'), ("a=b", '"a=b"'), ("\\", "\\"), ("\x7f", r'"\u007f"'), ("é", r'"\u00e9"'),
         ("\udcff", r'"\udcff"'),
-        ("a\u2028b", r'"a\u2028b"'), ("[::1]:80", "[::1]:80"), (True, "True"), (1e9, "1e+09"), (b"x", "b'x'"),
+        ("a\u2028b", r'"a\u2028b"'), ("[::1]:80", "[::1]:80"), (True, "True"), (1e9, "1000000000"),
+        (1209667.0, "1209667"), (123456.7, "123456.7"), (0.05, "0.05"), (30.0, "30"), (0.0, "0"), (1.0004, "1"),
+        (float("inf"), "inf"), (b"x", "b'x'"),
     ],
 )  # fmt: skip
 def test_values_are_plain_or_quoted(value: object, shown: str) -> None:

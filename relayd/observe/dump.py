@@ -150,8 +150,11 @@ class Dump:
         self._target.reopen()
 
     def close(self) -> None:
-        """Let go of the target."""
+        """Let go of the target, and tell what nothing that follows can tell."""
         self._target.close()
+        if self._lost:
+            self._log.warning("dump_lost", bytes=self._lost)
+            self._lost = 0
 
 
 @dataclass(frozen=True)

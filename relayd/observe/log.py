@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 from relayd.observe.targets import Fields, LogTarget, Value
 from relayd.observe.writer import Scheduler
@@ -22,6 +23,15 @@ _COLLAPSE = 10.0
 WallClock = Callable[[], float]
 
 
+@dataclass
+class _Burst:
+    """A line that has been written, and how often it would have been again."""
+
+    level: str
+    fields: Fields
+    repeated: int = 0
+
+
 class EventLog:
     """Where events go. `bind` gives a log whose lines all carry the same fields."""
 
@@ -30,7 +40,7 @@ class EventLog:
     ) -> None:
         self._scheduler = scheduler
         self._wall_clock = wall_clock
-        self._bursts: dict[Hashable, int] = {}
+        self._bursts: dict[Hashable, _Burst] = {}
         self._lost = 0  # lines that the target did not take, since it was last said
         self.target = target
         self.level = level
@@ -45,10 +55,10 @@ class EventLog:
             return
         if collapse is not None:
             if collapse in self._bursts:
-                self._bursts[collapse] += 1
+                self._bursts[collapse].repeated += 1
                 return
-            self._bursts[collapse] = 0
-            self._scheduler.call_later(_COLLAPSE, lambda: self._end_burst(level, fields, collapse))
+            self._bursts[collapse] = _Burst(level, fields)
+            self._scheduler.call_later(_COLLAPSE, lambda: self._end_burst(collapse))
         self._emit(level, fields)
 
     def failed(self, error: Exception) -> None:
@@ -59,10 +69,16 @@ class EventLog:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         self.write("error", {"event": "internal_error", "traceback": "".join(lines)}, collapse=repr(error))
 
-    def _end_burst(self, level: str, fields: Fields, collapse: Hashable) -> None:
-        repeated = self._bursts.pop(collapse)
-        if repeated:
-            self._emit(level, {**fields, "repeated": repeated})
+    def close(self) -> None:
+        """Tell what has been counted so far; no more will come."""
+        for collapse in list(self._bursts):
+            self._end_burst(collapse)
+        self.target.close()
+
+    def _end_burst(self, collapse: Hashable) -> None:
+        burst = self._bursts.pop(collapse, None)  # None: `close` was quicker
+        if burst is not None and burst.repeated:
+            self._emit(burst.level, {**burst.fields, "repeated": burst.repeated})
 
     def _emit(self, level: str, fields: Fields) -> None:
         now = self._wall_clock()

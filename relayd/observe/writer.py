@@ -146,17 +146,19 @@ class LossyWriter:
         if self._queue and self._retry is None:
             self._retry = self._scheduler.call_later(max(_RETRY, self._rest if self._failing else 0), self._try_again)
 
-    def close(self) -> None:
-        """Write what is taken now, lose the rest and take no more: before the descriptor is closed.
+    def close(self) -> int:
+        """Write what is taken now, lose the rest and take no more; return how many writes were lost.
 
-        Its number may be a client's the next moment.
+        To be called before the descriptor is closed, whose number may be a client's the next moment.
         """
         self._failed = unheard
+        before = self.lost
         self.flush()
         self._throw_away()
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
+        return self.lost - before
 
     def _try_again(self) -> None:
         self._retry = None

@@ -128,11 +128,11 @@ class _Runner:
             try:
                 self._serve(ready, claims, max_links)
             finally:
-                self._log.target.close()
+                self._close_stdout()
+                self._log.close()
         finally:
             self._notifier.close()
             self._pool.close()
-            self._stdout.close()
             if self._stderr is not None:
                 self._stderr.close()
             self._reactor.close()
@@ -222,6 +222,11 @@ class _Runner:
 
     def _stdout_failed(self, error: OSError) -> None:
         self._log.bind().warning("dump_suspended", file="stdout", error=error.strerror, retry=RETRY_INTERVAL)
+
+    def _close_stdout(self) -> None:
+        lost = self._stdout.close()
+        if lost:  # the dumps themselves are closed, so they cannot say it
+            self._log.bind().warning("dump_lost", file="stdout", chunks=lost)
 
     def _feed_watchdog(self) -> None:
         if self._notifier.watchdog_interval:

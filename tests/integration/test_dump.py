@@ -164,6 +164,11 @@ def test_a_terminal_that_stands_still_delays_nothing() -> None:
         for first in range(0, 20_000, 100):
             ends.source.sendall(keyed("feed", first, 100))
             assert check_keyed("feed", receive(ends.client, 100 * CELL), first)
+        ends.source.close()
+        ends.client.close()
+        assert ends.running.stop() == 0
+        assert ends.running.logged("relay=relay event=dump_lost bytes=")
+        assert ends.running.logged("event=dump_lost file=stdout chunks=")
 
 
 def test_a_dump_whose_reader_has_left_delays_nothing() -> None:

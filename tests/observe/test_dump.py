@@ -147,6 +147,23 @@ def test_what_was_taken_for_nothing_is_missing_too_and_so_is_what_was_told_in_it
     assert lines.having("event=dump_lost bytes=23")
 
 
+def test_what_is_missing_at_the_end_is_logged_once(make: Callable[..., Setting], tmp_path: Path) -> None:
+    """What waits for a reader when the relay ends is missing, too."""
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    log, lines = bound_log(FakeReactor())
+    shown = Dump("ais", "raw", make("fifo").file, log)
+    for _ in range(300):
+        shown.show(b"x" * 5000, ">", "p")
+    assert not lines.lines
+    shown.close()
+    shown.close()
+    (line,) = lines.lines
+    whole = len(os.read(reader, 1 << 20)) // 5000
+    assert line.endswith(f"event=dump_lost bytes={5000 * (300 - whole)}")
+    os.close(reader)
+
+
 def test_what_there_is_no_room_for_is_not_rendered_but_counted_and_said() -> None:
     shown, target, lines = dump("text")
     shown.show(b"one\n", ">", "p")

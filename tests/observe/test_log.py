@@ -93,6 +93,19 @@ def test_a_burst_is_one_line_and_one_that_counts() -> None:
     assert reactor.timers == 0
 
 
+def test_a_burst_that_is_still_open_at_the_end_is_told() -> None:
+    reactor = FakeReactor()
+    log, lines = event_log(reactor)
+    for reason in ("full", "full", "full", "denied"):
+        log.bind().burst("refused", reason=reason)
+    log.close()
+    assert lines.closed
+    assert len(lines.lines) == 3
+    assert lines.lines[2].endswith("reason=full repeated 2 times")
+    reactor.advance(60)
+    assert len(lines.lines) == 3
+
+
 def test_a_single_event_is_not_repeated() -> None:
     reactor = FakeReactor()
     log, lines = bound_log(reactor)

@@ -137,6 +137,19 @@ def choice(names: Iterable[str]) -> Kind:
     return Kind(" | ".join(known), read, str)
 
 
+def name_or_path(names: Iterable[str]) -> Kind:
+    """One of the names, or a path; a word without slash and dot is a slip of the pen rather than a file's name."""
+    known = tuple(names)
+
+    def read(text: str) -> str:
+        if text and text not in known and not set(text) & set("/."):
+            near = did_you_mean(text, known)
+            raise ValueError(f"'{text}' is not known; choose {', '.join(known)} or a path like ./{text}{near}")
+        return _read_path(text)
+
+    return Kind(" | ".join((*known, "path")), read, str)
+
+
 def _read_yes_no(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError(f"'{text}' is neither 'yes' nor 'no'")
@@ -278,5 +291,4 @@ FRAMING = Kind("framing", parse_framing, str)
 SLOW_AFTER = Kind("size duration", _read_slow_after, _show_slow_after)
 HISTORY = Kind("size, records or duration", _read_history, _show_history)
 WORD = Kind("name", _read_word, str)
-LOG = Kind("stderr | syslog | journal | path", _read_path, str)
 PATH = Kind("path", _read_path, str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import string
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.config import kinds
-from relayd.config.keys import DAEMON_KEYS, RELAY_KEYS
+from relayd.config.keys import DAEMON_KEYS, LOG_NAMES, RELAY_KEYS
 from relayd.config.kinds import Kind
 
 DIGITS = st.integers(0, 10**10).map(str)
@@ -167,6 +168,21 @@ def test_a_choice_names_all_and_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'lin' is not known; choose raw, line or nmea; did you mean 'line'\?"):
         kind.read("lin")
     assert kind.name == "raw | line | nmea"
+
+
+LOG = kinds.name_or_path(LOG_NAMES)
+
+
+@pytest.mark.parametrize("text", ["", "syslog", "stderr", "/var/log/relayd", "./syslogs", "relayd.log", "log/relayd"])
+def test_a_log_is_a_name_or_a_path(text: str) -> None:
+    assert LOG.read(text) == text
+
+
+@pytest.mark.parametrize(("text", "near"), [("sysolg", "; did you mean 'syslog'?"), ("x", "")])
+def test_a_word_that_is_no_log_is_no_file_s_name(text: str, near: str) -> None:
+    told = f"'{text}' is not known; choose stderr, syslog, journal or a path like ./{text}{near}"
+    with pytest.raises(ValueError, match=re.escape(told) + "$"):
+        LOG.read(text)
 
 
 REFUSED = [

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from relayd.address import Address, ReplayAddress, TcpAddress, UnixAddress, check_connect, check_listen, unmapped
-from relayd.config.keys import CONNECT, LOG_NAMES
+from relayd.config.keys import CONNECT, LISTEN, LOG_NAMES
 from relayd.config.settings import RelayConfig
 from relayd.errors import AddressError
 from relayd.policy.loops import End, flow, reaches
@@ -136,6 +136,22 @@ class _Places:
         if directory not in self._directories:
             self._directories[directory] = os.path.realpath(directory)
         return os.path.join(self._directories[directory], name)
+
+
+def check_control(path: str, relays: Sequence[RelayConfig], complain: Complaint) -> None:
+    """Check the control socket against what a Unix socket can be, and against the relays, which listen elsewhere."""
+    control = UnixAddress(path)
+    problem = address_problem(control, "control", LISTEN)
+    if problem:
+        complain(problem, "", "control")
+    taken = _port(control)
+    for relay in relays:
+        for end, address in relay.listening:
+            if isinstance(address, UnixAddress) and _port(address) == taken:
+                key = "source" if end.is_source else "destination"
+                complain(
+                    "the control socket of [relayd] listens there; give one of the two another path", relay.name, key
+                )
 
 
 class _Ports:

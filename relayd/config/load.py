@@ -111,6 +111,8 @@ class _Loader:
         enabled = [relay for relay in relays if relay.enabled]
         checks.check_together(enabled, self.complain_of_value)
         checks.check_files(values, enabled, self.complain_of_value)
+        if values.get("control"):
+            checks.check_control(values["control"], enabled, self.complain_of_value)
         if self.problems:
             rest = [Problem(f"and {self._untold} more", path)] if self._untold else []
             raise ConfigError([*sorted(self.problems, key=_position), *rest])
@@ -153,6 +155,7 @@ class _Loader:
         runtime = self._environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         if runtime and "control" not in entries:
             values["control"] = os.path.join(runtime, "control.sock")
+            self._places["", "control"] = "RUNTIME_DIRECTORY"
         for key in ("pidfile", "chroot", "control", "log"):
             if values.get(key, "") not in ("", *LOG_NAMES):
                 values[key] = os.path.normpath(os.path.join(directory, values[key]))

@@ -11,9 +11,9 @@ from relayd.config.load import load_file
 from relayd.errors import ConfigError
 
 
-def told(path: Path, *relays: tuple[str, str, str]) -> list[str]:
+def told(path: Path, *relays: tuple[str, str, str], control: str = "") -> list[str]:
     """Return the problems of relays of (mode, source, destination), called r0, r1, ..."""
-    text = "".join(
+    text = f"[relayd]\ncontrol = {control}\n" + "".join(
         f"[relay r{number}]\nmode = {mode}\nsource = {source}\ndestination = {destination}\n"
         for number, (mode, source, destination) in enumerate(relays)
     )
@@ -88,6 +88,30 @@ def test_n9_a_feeder_of_a_circle_is_not_blamed(tmp_path: Path) -> None:
 def test_c15_an_address_is_listened_on_once(one: str, other: str, taken: bool, tmp_path: Path) -> None:
     assert bool(told(tmp_path, (CL, "a:1", one), (CL, "a:1", other))) == taken
     assert bool(told(tmp_path, (LL, one, other))) == taken
+
+
+@pytest.mark.parametrize("listened", ["unix:c", "unix:x/../c", "unix:{0}/c", "unix:link/c", "unix:a, unix:c"])
+def test_the_control_socket_is_where_no_relay_listens(listened: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    listened = listened.format(tmp_path)
+    for ends, key in (((CL, "a:1", listened), "destination"), ((LC, listened, "a:1"), "source")):
+        (problem,) = told(tmp_path, (CL, "a:1", "unix:b"), ends, control="c")
+        assert problem.startswith(f"[relay r1] {key}: the control socket of [relayd] listens there; ")
+    assert told(tmp_path, (CL, "a:1", listened), control="d") == []
+
+
+def test_the_control_socket_s_path_is_measured_where_it_will_be(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    size = len(str(deep / "control.sock"))
+    (problem,) = told(deep, (CL, "a:1", ":2"), control="control.sock")
+    assert problem == f"control: {deep}/control.sock has {size} bytes; a Unix socket's path may have 107"
+
+
+def test_a_control_socket_that_nobody_has_asked_for_names_who_has(tmp_path: Path) -> None:
+    (tmp_path / "f.ini").write_text("[relay a]\nsource = a:1\ndestination = :2\n")
+    with pytest.raises(ConfigError, match=r"^RUNTIME_DIRECTORY: control: .* has 214 bytes; "):
+        load_file(str(tmp_path / "f.ini"), {"RUNTIME_DIRECTORY": "/" + "x" * 200})
 
 
 def test_a_relay_that_does_not_run_takes_no_port(tmp_path: Path) -> None:

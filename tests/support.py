@@ -112,6 +112,22 @@ def stolen() -> float:
     return int(fields[8]) / os.sysconf("SC_CLK_TCK")
 
 
+def is_linear(prepared: Callable[[int], Callable[[], object]], size: int) -> bool:
+    """Return whether what is prepared for twice the size takes less than three times as long, in one of three tries."""
+
+    def cpu_seconds(size: int) -> float:
+        work = prepared(size)
+        begin = time.process_time()
+        work()
+        return time.process_time() - begin
+
+    for _ in range(3):
+        once, twice = (min(cpu_seconds(number) for _ in range(2)) for number in (size, 2 * size))
+        if twice < 3 * once:
+            return True
+    return False
+
+
 class Stopwatch:
     """Measures how long something takes, without what others had of it who use this machine.
 

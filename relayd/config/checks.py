@@ -10,7 +10,7 @@ from relayd.address import Address, ReplayAddress, TcpAddress, UnixAddress, chec
 from relayd.config.keys import CONNECT, LISTEN, LOG_NAMES
 from relayd.config.settings import RelayConfig
 from relayd.errors import AddressError
-from relayd.policy.loops import End, flow, reaches
+from relayd.policy.loops import End, circular, flow
 from relayd.policy.overflow import OVERFLOW
 
 Complaint = Callable[[str, str, str], None]  # (what is wrong, relay, key)
@@ -90,11 +90,12 @@ def check_together(relays: Sequence[RelayConfig], complain: Complaint) -> None:
                 owner = "this relay" if other.relay == relay.name else f"relay {other.relay}"
                 complain(f"{owner} listens there already", relay.name, "source" if end.is_source else "destination")
             ports.add(address, end)
-    edges = {edge for relay in relays for edge in _flows(relay, ports)}
+    following: dict[str, list[str]] = {}
+    for origin, target in circular({edge for relay in relays for edge in _flows(relay, ports)}):
+        following.setdefault(origin, []).append(target)
     for relay in relays:
-        circle = _circle(relay.name, edges)
-        if circle:
-            complain(circle, relay.name, "destination")
+        if relay.name in following:
+            complain(_circle(relay.name, following[relay.name]), relay.name, "destination")
 
 
 # What the daemon writes, by its keys.
@@ -204,11 +205,11 @@ def _covers(wide: TcpAddress, narrow: TcpAddress) -> bool:
 # -- loops --------------------------------------------------------------------------------------
 
 
-def _circle(relay: str, edges: Collection[tuple[str, str]]) -> str:
-    if (relay, relay) in edges:
+def _circle(relay: str, targets: Collection[str]) -> str:
+    """Return what is wrong with a relay that feeds itself by way of each of the targets."""
+    if relay in targets:
         return "leads back to its own source, in a loop that never ends; give it another address"
-    others = sorted(target for origin, target in edges if origin == relay and reaches(edges, target, relay))
-    return f"leads through relay {others[0]} back to its own source, in a loop that never ends" if others else ""
+    return f"leads through relay {min(targets)} back to its own source, in a loop that never ends"
 
 
 def _flows(relay: RelayConfig, ports: _Ports) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ for them when it comes in.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -44,6 +44,43 @@ def reaches(edges: Iterable[tuple[str, str]], start: str, goal: str) -> bool:
         seen.update(fresh)
         waiting.extend(fresh)
     return False
+
+
+def circular(edges: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return the edges that lie on a circle, in a time that grows as their number does.
+
+    They are the edges within a strongly connected component. In Kosaraju's way: of all nodes the one that is left last
+    can be reached, against the edges, from no component but its own; without that one the next is so, and so on.
+    """
+    following: dict[str, list[str]] = {}
+    preceding: dict[str, list[str]] = {}
+    for origin, target in edges:
+        following.setdefault(origin, []).append(target)
+        preceding.setdefault(target, []).append(origin)
+    seen: set[str] = set()
+    left = [node for start in following for node in _walk(following, start, seen)]
+    seen = set()
+    component: dict[str, str] = {}  # node -> a node that stands for all of its component
+    for start in reversed(left):
+        component.update(dict.fromkeys(_walk(preceding, start, seen), start))
+    return {(origin, target) for origin, target in edges if component[origin] == component[target]}
+
+
+def _walk(following: Mapping[str, Sequence[str]], start: str, seen: set[str]) -> list[str]:
+    """Return the nodes that can be reached from `start` and were not seen, each after those it leads to; see them."""
+    left: list[str] = []
+    path = [] if start in seen else [(start, iter(following.get(start, ())))]
+    seen.add(start)
+    while path:
+        node, targets = path[-1]
+        target = next((target for target in targets if target not in seen), None)
+        if target is None:
+            left.append(node)
+            path.pop()
+        else:
+            seen.add(target)
+            path.append((target, iter(following.get(target, ()))))
+    return left
 
 
 class LoopGuard:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from relayd.config.load import load_file
+from relayd.address import parse_addresses
+from relayd.config.checks import check_together
+from relayd.config.load import load_command_line, load_file
 from relayd.errors import ConfigError
+from tests.support import is_linear
 
 
 def told(path: Path, *relays: tuple[str, str, str], control: str = "") -> list[str]:
@@ -73,6 +78,30 @@ def test_n9_a_feeder_of_a_circle_is_not_blamed(tmp_path: Path) -> None:
     problems = told(tmp_path, *relays)
     assert len(problems) == 2
     assert not any("[relay r0]" in problem for problem in problems)
+
+
+LAYOUTS: dict[str, Callable[[int], tuple[str, str]]] = {
+    "chain": lambda number: (f"127.0.0.1:{10000 + number}", f":{10001 + number}"),
+    "hub": lambda number: ("127.0.0.1:10000" if number else "a.example:1", f":{10000 + number}"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_twice_the_relays_take_twice_the_time(layout: str) -> None:
+    """For a reload has them checked in the daemon's loop."""
+    (plain,) = load_command_line([("source", "a:1", ""), ("destination", ":2", "")], {}).relays
+    told: list[object] = []
+
+    def prepared(size: int) -> Callable[[], object]:
+        ends = [map(parse_addresses, LAYOUTS[layout](number)) for number in range(size)]
+        relays = [
+            replace(plain, name=f"r{number}", source=source, destination=destination)
+            for number, (source, destination) in enumerate(ends)
+        ]
+        return lambda: check_together(relays, lambda *problem: told.append(problem))
+
+    assert is_linear(prepared, 1000)
+    assert not told
 
 
 @pytest.mark.parametrize(

@@ -155,26 +155,39 @@ def check_control(path: str, relays: Sequence[RelayConfig], complain: Complaint)
                 )
 
 
+_ALL_HOSTS = ""
+
+
 class _Ports:
-    """Who listens where: looked up by port or path, for there may be thousands."""
+    """Who listens where: looked up by port or path, and by host where that is enough, for there may be thousands."""
 
     def __init__(self) -> None:
-        self._by_port: dict[object, list[tuple[Address, End]]] = {}
+        self._by_place: dict[object, list[tuple[Address, End]]] = {}  # each under its port, and its port and host
 
     def add(self, address: Address, end: End) -> None:
         """Note an end that listens on the address."""
-        self._by_port.setdefault(_port(address), []).append((address, end))
+        port = _port(address)
+        places: list[object] = [port]
+        if isinstance(address, TcpAddress):
+            places.append((port, _ALL_HOSTS if _is_wide(address) else _host(address)))
+        for place in places:
+            self._by_place.setdefault(place, []).append((address, end))
 
     def listener_like(self, address: Address) -> End | None:
         """Return an end whose listening excludes listening on the address, None where there is none."""
-        return next((end for taken, end in self._at(address) if _same_listener(address, taken)), None)
+        found = self._at(address, every_host=_is_wide)
+        return next((end for taken, end in found if _same_listener(address, taken)), None)
 
     def reached_from(self, address: Address) -> Iterator[End]:
         """Yield the ends at which a connection to the address is known to arrive."""
-        return (end for listened, end in self._at(address) if _arrives(address, listened))
+        return (end for listened, end in self._at(address, every_host=_is_here) if _arrives(address, listened))
 
-    def _at(self, address: Address) -> list[tuple[Address, End]]:
-        return self._by_port.get(_port(address), [])
+    def _at(self, address: Address, every_host: Callable[[TcpAddress], bool]) -> list[tuple[Address, End]]:
+        """Return who listens at the path or port, with no other host unless the address concerns every one."""
+        port = _port(address)
+        if not isinstance(address, TcpAddress) or every_host(address):
+            return self._by_place.get(port, [])
+        return [found for host in (_ALL_HOSTS, _host(address)) for found in self._by_place.get((port, host), [])]
 
 
 def _port(address: Address) -> object:
@@ -235,12 +248,16 @@ def _arrives(dialled: Address, listened: Address) -> bool:
         return False
     # A name may be any of this host's addresses; a literal arrives at itself and at its family's wildcard.
     if not listened.host or dialled.ip is None or listened.ip is None:
-        return not listened.host or _is_here(listened) or _is_wildcard(listened)
+        return _is_wide(listened) or _is_here(listened)
     return _is_wildcard(listened) and getattr(_host(dialled), "version", 0) == listened.ip.version
 
 
 def _is_wildcard(address: TcpAddress) -> bool:
     return address.ip is not None and address.ip.is_unspecified
+
+
+def _is_wide(address: TcpAddress) -> bool:
+    return not address.host or _is_wildcard(address)
 
 
 def _is_here(address: TcpAddress) -> bool:

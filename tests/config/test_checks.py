@@ -83,6 +83,7 @@ def test_n9_a_feeder_of_a_circle_is_not_blamed(tmp_path: Path) -> None:
 LAYOUTS: dict[str, Callable[[int], tuple[str, str]]] = {
     "chain": lambda number: (f"127.0.0.1:{10000 + number}", f":{10001 + number}"),
     "hub": lambda number: ("127.0.0.1:10000" if number else "a.example:1", f":{10000 + number}"),
+    "many hosts": lambda number: (f"10.1.{number % 250}.1:1", f"10.0.{number // 250}.{number % 250}:1"),
 }
 
 

@@ -166,10 +166,10 @@ class _Loader:
         if not pattern:
             return []
         place = self._places["", "include"]
-        pattern = os.path.join(os.path.dirname(path), pattern)
-        paths = sorted(glob.glob(pattern))
+        directory = os.path.dirname(path)  # is no part of the pattern: it may have brackets in its name
+        paths = [os.path.join(directory, name) for name in sorted(glob.glob(pattern, root_dir=directory))]
         if not paths and not glob.has_magic(pattern):
-            self.complain_of_value(f"there is no file {pattern}", "", "include")
+            self.complain_of_value(f"there is no file {os.path.join(directory, pattern)}", "", "include")
         sections = []
         for included in paths:
             if os.path.realpath(included) == os.path.realpath(path):

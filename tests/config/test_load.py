@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 from pathlib import Path
@@ -255,6 +256,25 @@ def test_c19_an_error_in_an_included_file_names_it(tmp_path: Path) -> None:
         "more.ini:6",
     ]
     assert "stands at relayd.ini:3 already" in told[0]
+
+
+@pytest.mark.parametrize("pattern", ["conf.d/*.ini", "conf.d/b.ini", "{0}/*.ini", "../br?1?/conf.d/*.ini"])
+def test_the_folder_of_the_file_is_no_part_of_the_pattern(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "br[1]"
+    (folder / "conf.d").mkdir(parents=True)
+    (folder / "conf.d" / "b.ini").write_text("[relay b]\nsource = a:1\ndestination = :3\n")
+    text = f"[relayd]\ninclude = {pattern.format(glob.escape(str(folder / 'conf.d')))}\n{RELAY}"
+    assert [relay.name for relay in load(folder, text).relays] == ["a", "b"]
+    monkeypatch.chdir(folder)
+    assert [relay.name for relay in load_file("relayd.ini", {}).relays] == ["a", "b"]
+
+
+def test_a_file_that_is_not_there_is_told_in_such_a_folder_too(tmp_path: Path) -> None:
+    folder = tmp_path / "br[1]"
+    folder.mkdir()
+    assert problems(folder, f"[relayd]\ninclude = b.ini\n{RELAY}") == ["relayd.ini:2: include: there is no file b.ini"]
 
 
 def test_a_pattern_that_finds_nothing_is_no_error(tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def _take_value(arguments: _Arguments, name: str, value: str) -> None:
             arguments.problems.append(Problem("given twice; a file can `include` others", name))
         arguments.config = value
     elif name == "--pidfile":
+        if arguments.pidfile is not None:
+            arguments.problems.append(Problem("given twice; keep one of the two", name))
         arguments.pidfile = os.path.abspath(value)
     elif name in _KEY_OF:
         arguments.options.append((_KEY_OF[name], value, name))

@@ -57,7 +57,12 @@ def load_file(path: str, environ: Mapping[str, str], daemon: bool = False) -> Co
 def load_command_line(options: Sequence[tuple[str, str, str]], environ: Mapping[str, str]) -> Config:
     """Return the configuration of one relay from (key, value, word on the command line); raises ConfigError."""
     loader = _Loader(environ, of_words=True)
-    entries = {key: (value, word) for key, value, word in options}
+    entries: dict[str, tuple[str, str]] = {}
+    for key, value, word in options:
+        if key in entries:
+            loader.complain(f"{entries[key][1]} sets {key} already; keep one of the two", word)
+        else:
+            entries[key] = (value, word)
     directory = os.getcwd()
     values = loader.daemon_values({}, directory)
     del values["include"]

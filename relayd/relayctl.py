@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -147,7 +148,10 @@ class _Daemon:
 
     def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(_TIMEOUT)
+        # The kernel keeps the time: where too many others wait to be let in, a Unix socket that does not block, as one
+        # with a timeout of Python's, says EAGAIN at once, and this one when the time is over.
+        timeval = struct.pack("ll", *divmod(int(_TIMEOUT * 1_000_000), 1_000_000))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         self._received = b""
         try:
             self._sock.connect(path)
@@ -155,7 +159,10 @@ class _Daemon:
             self._sock.close()
             if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
                 raise FailedError(f"no relayd is running with the control socket {path}") from None
+            if isinstance(error, BlockingIOError):
+                raise FailedError(f"no answer: others wait to be let in at {path}, and nobody is") from None
             raise FailedError(f"cannot reach {path}: {getattr(error, 'strerror', None) or error}") from None
+        self._sock.settimeout(_TIMEOUT)
 
     def __enter__(self) -> _Daemon:
         return self

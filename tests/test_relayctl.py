@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -237,6 +238,55 @@ def test_a_daemon_that_does_not_answer_is_not_awaited_for_ever(
     impostor = Impostor(tmp_path / "s", None)
     assert "no answer: timed out" in complaint(capsys, "--socket", impostor.path, "status", status=1)
     impostor.join(PATIENCE)
+
+
+def crowded(path: Path, stack: ExitStack) -> socket.socket:
+    """Return a Unix socket that listens, and at which so many wait that the next has to wait for them."""
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    sock.bind(str(path))
+    sock.listen(0)
+    sock.settimeout(PATIENCE)
+    caller = stack.enter_context(socket.socket(socket.AF_UNIX))
+    caller.connect(str(path))
+    caller.close()
+    return sock
+
+
+def test_a_crowd_before_the_daemon_is_waited_for(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        door = crowded(tmp_path / "s", stack)
+        connecting = threading.Event()
+
+        class Caller(socket.socket):
+            def connect(self, path: object) -> None:
+                connecting.set()
+                super().connect(path)
+
+        def serve() -> None:
+            connecting.wait(PATIENCE)
+            door.accept()[0].close()
+            with door.accept()[0] as sock:
+                sock.recv(65536)
+                sock.sendall(b'{"ok": true}\n')
+
+        monkeypatch.setattr(relayctl.socket, "socket", Caller)
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        assert main(["--socket", str(tmp_path / "s"), "stop"]) == 0
+        server.join(PATIENCE)
+    assert capsys.readouterr().out == "stopping\n"
+
+
+def test_a_crowd_that_nobody_lets_in_is_not_waited_for_for_ever(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relayctl, "_TIMEOUT", 0.1)
+    with ExitStack() as stack:
+        crowded(tmp_path / "s", stack)
+        said = complaint(capsys, "--socket", str(tmp_path / "s"), "status", status=1)
+    assert said == f"no answer: others wait to be let in at {tmp_path / 's'}, and nobody is"
 
 
 @pytest.mark.parametrize("words", [("status",), ("dump", "ais", "text")])

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from relayd import __version__
@@ -80,14 +80,15 @@ def _run(words: list[str]) -> int:
     command, arguments = _command(words, as_json)
     with _Daemon(path) as daemon:
         if command == "status":
-            _status(daemon.ask({"command": "status"})["status"], as_json)
+            _print(_shown(_status_text, daemon.ask({"command": "status"}), as_json))
         elif command == "top":
             _top(daemon)
         elif command == "dump":
             _dump(daemon, *arguments)
         else:
             names = ("relay", "peer") if command == "kick" else ()
-            _report(command, daemon.ask({"command": command, **dict(zip(names, arguments, strict=True))}))
+            answer = daemon.ask({"command": command, **dict(zip(names, arguments, strict=True))})
+            _print(_shown(_report, answer, command))
     return 0
 
 
@@ -183,10 +184,10 @@ class _Daemon:
             answer = json.loads(line)
         except (ValueError, RecursionError):
             answer = None
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict) or not (answer.get("ok") or "error" in answer):
             raise FailedError("the answer is none of relayd's; is it its control socket?")
         if not answer.get("ok"):
-            raise FailedError(str(answer.get("error")))
+            raise FailedError(str(answer["error"]))
         return answer
 
     def stream(self) -> Iterator[bytes]:
@@ -206,40 +207,52 @@ class _Daemon:
         self._received += data
 
 
-def _status(status: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print(json.dumps(status, indent=2) + "\n")
-    else:
-        _print("\n".join(table(status, _width())) + "\n")
+def _shown(text: Callable[..., str], answer: dict[str, Any], *more: Any) -> str:
+    """Return the text of an answer; raises FailedError where the answer has not what it is made of."""
+    try:
+        return text(answer, *more)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        lacks = f"has no {error}" if isinstance(error, KeyError) else "has other fields"
+        raise FailedError(
+            f"the answer {lacks}: it is of another version than relayctl {__version__}, or none of relayd's"
+        ) from None
+
+
+def _status_text(answer: dict[str, Any], as_json: bool) -> str:
+    status = answer["status"]
+    return (json.dumps(status, indent=2) if as_json else "\n".join(table(status, _width()))) + "\n"
 
 
 def _top(daemon: _Daemon) -> None:
     before: dict[str, Any] | None = None
     while True:
-        status = daemon.ask({"command": "status"})["status"]
-        rows = table(status, _width(), before, by_lag=True)
-        # Home, the rows, each clearing what stood behind it, and all that stood below.
-        _print("\x1b[H" + "".join(f"{row}\x1b[K\n" for row in rows) + "\x1b[J")
-        before = status
+        answer = daemon.ask({"command": "status"})
+        _print(_shown(_top_text, answer, before))
+        before = answer["status"]
         time.sleep(1)
+
+
+def _top_text(answer: dict[str, Any], before: dict[str, Any] | None) -> str:
+    rows = table(answer["status"], _width(), before, by_lag=True)
+    # Home, the rows, each clearing what stood behind it, and all that stood below.
+    return "\x1b[H" + "\n".join(f"{row}\x1b[K" for row in rows) + "\n\x1b[J"
 
 
 def _dump(daemon: _Daemon, relay: str, style: str) -> None:
     answer = daemon.ask({"command": "dump", "relay": relay, "format": style})
     if style == "off":
-        _print(f"{answer['ended']} live dump(s) ended\n")
+        _print(_shown(lambda answer: f"{answer['ended']} live dump(s) ended\n", answer))
         return
     for data in daemon.stream():
         _print(data)
 
 
-def _report(command: str, answer: dict[str, Any]) -> None:
+def _report(answer: dict[str, Any], command: str) -> str:
     if command == "reload":
-        _print(f"reloaded: {answer['summary']}\n")
-    elif command == "kick":
-        _print(f"{answer['links']} link(s) reset\n")
-    else:
-        _print("stopping\n")
+        return f"reloaded: {answer['summary']}\n"
+    if command == "kick":
+        return f"{answer['links']} link(s) reset\n"
+    return "stopping\n"
 
 
 def _width() -> int:

@@ -221,13 +221,41 @@ class Impostor(threading.Thread):
                 sock.sendall(self._answer)
 
 
-@pytest.mark.parametrize("answer", [b"", b'{"ok": true, "sta', b"220 mail.example ESMTP\n", b"\xff\n", b"[]\n"])
+@pytest.mark.parametrize(
+    "answer", [b"", b'{"ok": true, "sta', b"220 mail.example ESMTP\n", b"\xff\n", b"[]\n", b"{}\n"]
+)
 @pytest.mark.parametrize("words", [("status",), ("top",)])
 def test_an_answer_that_is_none_is_one_line(
     capsys: Capture, tmp_path: Path, answer: bytes, words: tuple[str, ...]
 ) -> None:
     impostor = Impostor(tmp_path / "s", answer)
     complaint(capsys, "--socket", impostor.path, *words, status=1)
+    impostor.join(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "said"),
+    [
+        (("status",), '{"ok": true}', "has no 'status'"),
+        (("status", "--json"), '{"ok": true}', "has no 'status'"),
+        (("top",), '{"ok": true}', "has no 'status'"),
+        (("reload",), '{"ok": true}', "has no 'summary'"),
+        (("kick", "a", "b"), '{"ok": true}', "has no 'links'"),
+        (("dump", "a", "off"), '{"ok": true}', "has no 'ended'"),
+        (("status",), '{"ok": true, "status": {}}', "has no 'relays'"),
+        (("top",), '{"ok": true, "status": {"relays": [{"destinations": []}], "uptime": 1}}', "has no '"),
+        (("status",), '{"ok": true, "status": []}', "has other fields"),
+        (("top",), '{"ok": true, "status": {"relays": [1]}}', "has other fields"),
+        (("status",), '{"ok": true, "status": {"relays": {"a": 1}}}', "has other fields"),
+    ],
+)
+def test_an_answer_of_another_version_is_one_line(
+    capsys: Capture, tmp_path: Path, words: tuple[str, ...], answer: str, said: str
+) -> None:
+    impostor = Impostor(tmp_path / "s", answer.encode() + b"\n")
+    line = complaint(capsys, "--socket", impostor.path, *words, status=1)
+    assert line.startswith(f"the answer {said}")
+    assert line.endswith(f": it is of another version than relayctl {__version__}, or none of relayd's")
     impostor.join(PATIENCE)
 
 

@@ -220,7 +220,7 @@ def _shown(text: Callable[..., str], answer: dict[str, Any], *more: Any) -> str:
 
 def _status_text(answer: dict[str, Any], as_json: bool) -> str:
     status = answer["status"]
-    return (json.dumps(status, indent=2) if as_json else "\n".join(table(status, _width()))) + "\n"
+    return (json.dumps(status, indent=2) if as_json else "\n".join(table(status, _terminal()[0]))) + "\n"
 
 
 def _top(daemon: _Daemon) -> None:
@@ -233,7 +233,8 @@ def _top(daemon: _Daemon) -> None:
 
 
 def _top_text(answer: dict[str, Any], before: dict[str, Any] | None) -> str:
-    rows = table(answer["status"], _width(), before, by_lag=True)
+    width, height = _terminal()
+    rows = table(answer["status"], width, before, by_lag=True, height=height)
     # Home, the rows, each clearing what stood behind it, and all that stood below.
     return "\x1b[H" + "\n".join(f"{row}\x1b[K" for row in rows) + "\n\x1b[J"
 
@@ -255,11 +256,13 @@ def _report(answer: dict[str, Any], command: str) -> str:
     return "stopping\n"
 
 
-def _width() -> int:
+def _terminal() -> tuple[int, int]:
+    """Return the columns, and the lines, 0 for any number of them; a terminal that has no size yet says 0 of each."""
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError):
-        return 100
+        columns, lines = os.get_terminal_size(sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):  # it is no terminal, or it is closed
+        columns, lines = 0, 0
+    return columns or 100, lines
 
 
 if __name__ == "__main__":

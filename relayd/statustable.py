@@ -11,9 +11,16 @@ _COLUMNS = ("RELAY", "SOURCE", "SINCE", "RATE", "LINKS", "QUEUED", "LAG", "DROPP
 
 
 def table(
-    status: Mapping[str, Any], width: int, before: Mapping[str, Any] | None = None, by_lag: bool = False
+    status: Mapping[str, Any],
+    width: int,
+    before: Mapping[str, Any] | None = None,
+    by_lag: bool = False,
+    height: int = 0,
 ) -> list[str]:
-    """Return the lines. With an earlier status the rates are those since then, else of the whole time up."""
+    """Return the lines. With an earlier status the rates are those since then, else of the whole time up.
+
+    They leave a terminal of so many lines one for the cursor; the last says how many relays have no room. 0: no limit.
+    """
     relays = list(status["relays"])
     if by_lag:
         relays.sort(key=lambda relay: -_lag(relay))
@@ -22,7 +29,12 @@ def table(
     lines = ["  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows]
     failure = status["reload"]["error"]
     second = f"last reload failed: {failure}" if failure else ""
-    return [_cut(line, width) for line in (_headline(status), second, *lines)]
+    lines = [_headline(status), second, *lines]
+    room = max(1, height - 1) if height else len(lines)
+    if room < len(lines):
+        hidden = min(len(lines) - room + 1, len(relays))
+        lines[room - 1 :] = [f"… {hidden} of {len(relays)} relays are not shown"]
+    return [_cut(line, width) for line in lines]
 
 
 def duration(seconds: float) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -501,6 +506,88 @@ def test_what_is_no_terminal_is_a_hundred_columns_wide(capsys: Capture, daemon: 
     daemon.snapshot = snapshot(relay("a", last_error="x" * 200))
     assert main(["status"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) == 100
+
+
+class Terminal:
+    """A terminal that a process writes to; what is written is read when it is asked for."""
+
+    def __init__(self, stack: ExitStack, columns: int, lines: int) -> None:
+        self._ours, self.theirs = pty.openpty()
+        stack.callback(os.close, self._ours)
+        stack.callback(os.close, self.theirs)
+        self._got = b""
+        self.resize(columns, lines)
+
+    def resize(self, columns: int, lines: int) -> None:
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def wait_for(self, text: str) -> str:
+        """Return what was written up to the text; what comes after it is for the next call."""
+        while text.encode() not in self._got:
+            assert select.select([self._ours], [], [], PATIENCE)[0], f"no {text!r} after {self._got!r}"
+            self._got += os.read(self._ours, 65536)
+        found, _, self._got = self._got.partition(text.encode())
+        return found.decode().replace("\r\n", "\n")
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@contextmanager
+def on_terminal(terminal: Terminal, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run relayctl on the terminal, to its end; `top` has none of its own."""
+    with subprocess.Popen(
+        words_of(*words), cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=terminal.theirs,
+        stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        yield process
+        if "top" in words:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def test_top_fits_the_terminal_and_follows_its_size(daemon: Daemon, stack: ExitStack) -> None:
+    daemon.snapshot = snapshot(*(relay(f"r{number}", link(lag=float(number))) for number in range(40)))
+    terminal = Terminal(stack, 80, 24)
+    rows: list[str] = []
+
+    def frame() -> int:
+        terminal.wait_for("\x1b[H")
+        rows[:] = terminal.wait_for("\x1b[J").replace("\x1b[K", "").splitlines()
+        return len(rows)
+
+    with on_terminal(terminal, "top"):
+        assert frame() == 23
+        for columns, lines, shown in ((80, 24, 19), (60, 10, 5), (80, 60, 40)):
+            terminal.resize(columns, lines)
+            wait_until(lambda lines=lines: frame() == min(lines - 1, 43))  # type: ignore[misc]
+            assert max(map(len, rows)) <= columns
+            assert [row.split()[0] for row in rows[3 : 3 + shown]] == [f"r{39 - place}" for place in range(shown)]
+            assert rows[3 + shown :] == [f"… {40 - shown} of 40 relays are not shown"] * (shown < 40)
+
+
+@pytest.mark.parametrize("words", [("status",), ("top",)])
+def test_a_terminal_without_a_size_is_a_hundred_columns_wide_and_without_end(
+    daemon: Daemon, stack: ExitStack, words: tuple[str, ...]
+) -> None:
+    daemon.snapshot = snapshot(*(relay(f"r{number}", last_error="x" * 200) for number in range(40)))
+    terminal = Terminal(stack, 0, 0)
+    with on_terminal(terminal, *words):
+        rows = terminal.wait_for("r39").replace("\x1b[K", "").splitlines()
+    assert max(map(len, rows)) == 100
+
+
+def test_a_closed_output_is_no_error(daemon: Daemon) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *words_of("status")], cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_tcp_port_is_no_control_socket(capsys: Capture) -> None:

@@ -115,6 +115,20 @@ def test_columns_stand_below_each_other() -> None:
     assert [line[at:].split()[0] for line in lines[3:]] == ["up", "up"]
 
 
+@pytest.mark.parametrize("failure", ["", "f:3: broken"])
+@pytest.mark.parametrize("height", range(12))
+def test_a_terminal_that_is_too_low_is_told_how_many_it_does_not_show(height: int, failure: str) -> None:
+    status = snapshot(*(relay(f"r{number}") for number in range(5)), error=failure)
+    whole, lines = table(status, 100), table(status, 100, height=height)
+    if height == 0 or height > len(whole):
+        assert lines == whole
+        return
+    assert len(lines) == max(1, height - 1)
+    assert lines[:-1] == whole[: len(lines) - 1]
+    rest = sum(line.startswith("r") and line[1].isdigit() for line in whole[len(lines) - 1 :])
+    assert lines[-1] == f"… {rest} of 5 relays are not shown"
+
+
 # -- rates and order --------------------------------------------------------------------------
 
 

@@ -1,10 +1,11 @@
 """The control socket: one JSON request, one JSON answer per line.
 
     {"command": "status"}                                  {"ok": true, "status": {...}}
-    {"command": "reload"}                                  {"ok": true, "changed": [...]}
+    {"command": "reload"}                                  {"ok": true, "summary": "..."}
     {"command": "stop"}                                    {"ok": true}
     {"command": "kick", "relay": "ais", "peer": "..."}     {"ok": true, "links": 1}
-    {"command": "dump", "relay": "ais", "format": "text"}  {"ok": true}, then the dump until the caller hangs up
+    {"command": "dump", "relay": "ais", "format": "text"}  {"ok": true}, then the dump until the caller hangs up,
+                                                           or a reload removes the relay
     {"command": "dump", "relay": "ais", "format": "off"}   {"ok": true, "ended": 1}: every caller's dump of it ends
     anything else                                          {"ok": false, "error": "..."}
 

@@ -246,6 +246,8 @@ def _dump(daemon: _Daemon, relay: str, style: str) -> None:
         return
     for data in daemon.stream():
         _print(data)
+    # What passes has no end of its own, so this is one that was not asked for here.
+    raise FailedError(f"the dump has ended: {relay} is removed, the daemon stops, or somebody says `dump {relay} off`")
 
 
 def _report(answer: dict[str, Any], command: str) -> str:

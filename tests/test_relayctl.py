@@ -379,10 +379,15 @@ def test_a_refused_reload_says_every_reason(capsys: Capture, daemon: Daemon) -> 
     assert "f:4: too" in printed.err
 
 
-def test_dump_shows_the_bytes_as_they_are(capsysbinary: pytest.CaptureFixture[bytes], daemon: Daemon) -> None:
-    assert main(["dump", "ais", "raw"]) == 0
+def test_dump_shows_the_bytes_as_they_are_and_says_that_it_has_ended(
+    capsysbinary: pytest.CaptureFixture[bytes], daemon: Daemon
+) -> None:
+    assert main(["dump", "ais", "raw"]) == 1
     assert daemon.calls == [("watch", "ais", "raw")]
-    assert capsysbinary.readouterr().out == b"one\n\xff\x00two\n"
+    printed = capsysbinary.readouterr()
+    assert printed.out == b"one\n\xff\x00two\n"
+    (line,) = printed.err.decode().splitlines()
+    assert line.startswith("relayctl: the dump has ended: ais is removed, ")
 
 
 def test_dump_of_an_unknown_relay_is_refused(capsys: Capture, daemon: Daemon) -> None:

@@ -94,6 +94,8 @@ class Reloader:
                 target.close()
             raise
         self._controller.listen(listener, config.control_mode)
+        for gone in plan.removed:
+            self._controller.end_dumps(gone.name)
         if moved:
             self._log.target.close()
         self._log.target, self._log.level = target, config.log_level

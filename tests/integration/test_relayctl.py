@@ -310,6 +310,23 @@ def test_dump_shows_what_passes(flow: Flow, tmp_path: Path) -> None:
     check_keyed("feed", (tmp_path / "dump").read_bytes(), 0)
 
 
+@pytest.mark.parametrize("style", ["text", "raw"])
+def test_a_dump_ends_with_its_relay(flow: Flow, style: str) -> None:
+    running = flow.running
+    words = [*relayctl_words(running.control), "dump", "flow", style]
+    with subprocess.Popen(
+        words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as dump:  # fmt: skip
+        assert dump.stdout is not None
+        dump.stdout.read(100 * CELL)
+        flow.end()
+        running.configure(relay("renamed", flow.source_port, flow.port, framing="line"))
+        running.reload()
+        _, said = dump.communicate(timeout=PATIENCE)
+    assert (dump.returncode, said.count(b"\n")) == (1, 1), said
+    assert said.startswith(b"relayctl: the dump has ended: flow is removed, "), said
+
+
 def test_a_killed_relayctl_ends_its_dump(flow: Flow) -> None:
     running = flow.running
     before = len(running.descriptors())

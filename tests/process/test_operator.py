@@ -155,6 +155,27 @@ def test_a_watch_of_a_relay_that_is_removed_ends_quietly(living: Living, operato
     unwatch()
 
 
+def test_who_watches_a_relay_over_the_socket_is_let_go_when_it_is_removed(living: Living, operator: Operator) -> None:
+    head = f"[relayd]\ncontrol = {living.house.folder}/control\n"
+    feed = FEED.format(living.house.folder)
+    assert living.reload(head + RELAY.format("a") + feed) == ()
+    living.controller.serve(operator)
+    with living.house.connect("control") as stays, living.house.connect("control") as goes:
+        for sock, name in ((stays, "a"), (goes, "feed")):
+            sock.send(json.dumps({"command": "dump", "relay": name, "format": "text"}).encode() + b"\n")
+            assert living.house.receive(sock, 13) == b'{"ok": true}\n'
+        assert living.reload(head + RELAY.format("a") + feed + "max_clients = 7\n") == ()
+        assert {caller.watching for caller in living.controller.callers} == {"a", "feed"}
+        assert living.reload(head + RELAY.format("a") + feed + "enabled = no\n") == ()
+        assert living.house.receive(goes, 1) == b""
+        goes.close()
+        living.house.until(lambda: [caller.watching for caller in living.controller.callers] == ["a"])
+        stays.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stays.recv(1)
+    living.house.until(lambda: not living.controller.callers)
+
+
 def test_a_watcher_that_takes_nothing_does_not_hold_the_stream(living: Living, operator: Operator) -> None:
     with living.house.connect("out"):
         terminal = Terminal()

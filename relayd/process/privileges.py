@@ -32,8 +32,15 @@ class Identity:
             raise StartError(reasons)
 
     def own(self, path: str) -> None:
-        """Give a file that root has made to the user and group that are to be assumed."""
-        os.chown(path, self.uid, self.gid)  # -1 leaves it as it is
+        """Give a file that root has made to the user and group that are to be assumed; raises StartError."""
+        try:
+            found = os.lstat(path)
+            if self.uid in (-1, found.st_uid) and self.gid in (-1, found.st_gid):
+                return  # it is theirs; a sandbox may forbid even a call that changes nothing
+            os.lchown(path, self.uid, self.gid)  # -1 leaves it as it is
+        except OSError as error:
+            cure = "; start as root, or leave out user and group" if isinstance(error, PermissionError) else ""
+            raise StartError([f"cannot give {path} to the user: {error.strerror}{cure}"]) from error
 
     def assume(self, root: str) -> None:
         """Enter `root`, where one is given, and become the user; raises StartError where it is not possible.

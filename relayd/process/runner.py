@@ -184,8 +184,9 @@ class _Runner:
         for relay in self._config.relays:
             for _, address in relay.listening if relay.enabled else ():
                 try:
-                    claims.append(self._pool.take(address, listen_settings(relay)))
-                    if isinstance(address, UnixAddress):
+                    claim = self._pool.take(address, listen_settings(relay))
+                    claims.append(claim)
+                    if isinstance(address, UnixAddress) and not claim.adopted:
                         self._identity.own(address.path)
                 except StartError as error:
                     reasons += [f"[relay {relay.name}] {reason}" for reason in error.reasons]

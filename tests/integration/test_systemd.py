@@ -234,6 +234,27 @@ def test_passed_sockets_are_served_and_not_bound_again(tmp_path: Path) -> None:
                 other.connect(str(local))  # and neither has been shut down
 
 
+def test_a_passed_unix_socket_whose_file_cannot_be_seen_is_served(tmp_path: Path) -> None:
+    """The manager's directory may be out of a sandbox's sight, or the file have been removed."""
+    local, aside, source_port = tmp_path / "s", tmp_path / "aside", free_port()
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(local))
+        unix.listen()
+        local.rename(aside)
+        with (
+            site(tmp_path, relay("one", source_port, f"unix:{local}"), log="stderr") as there,
+            passing(unix) as (prefix, fds),
+            in_foreground(there, prefix, pass_fds=fds) as running,
+            connect(source_port) as source,
+            socket.socket(socket.AF_UNIX) as client,
+        ):
+            client.connect(str(aside))
+            running.wait_log("event=connected", times=2)
+            source.sendall(b"served\n")
+            assert receive(client, 7) == b"served\n"
+            assert running.stop() == 0
+
+
 def test_a_port_without_a_host_takes_a_socket_of_both_families(tmp_path: Path) -> None:
     """ListenStream=2101 makes one socket on [::] that takes IPv4 too."""
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both:
@@ -434,15 +455,16 @@ class Machine:
         file.write_text(text)
         file.chmod(0o644)
 
-    def configure(self, *relays: str) -> None:
+    def configure(self, *relays: str, user: str = "") -> None:
         """Write the configuration."""
-        self.write("/etc/relayd.ini", "[relayd]\nlog = journal\ndrain_timeout = 1s\n\n" + "\n".join(relays))
+        head = f"[relayd]\nlog = journal\ndrain_timeout = 1s\nuser = {user}\n\n"
+        self.write("/etc/relayd.ini", head + "\n".join(relays))
 
-    def fresh(self, *relays: str) -> None:
+    def fresh(self, *relays: str, user: str = "") -> None:
         """Bring the service to a stop, whatever it was, and start it."""
         self.run("systemctl", "stop", "relayd.socket", "relayd.service")
         self.run("systemctl", "reset-failed", "relayd.socket", "relayd.service")
-        self.configure(*relays)
+        self.configure(*relays, user=user)
         self.systemctl("start", "relayd")
 
     @property
@@ -483,6 +505,13 @@ class Machine:
                 time.sleep(0.02)
             else:
                 return sock
+
+    def connect_unix(self, path: str) -> socket.socket:
+        """Return a connection to a Unix socket inside."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(PATIENCE)
+        sock.connect(f"/proc/{self._leader}/root{path}")
+        return sock
 
 
 @pytest.fixture(scope="module")
@@ -529,6 +558,17 @@ def test_the_unit_starts_and_the_feed_flows(machine: Machine) -> None:
     done = machine.run("relayctl", "status")
     assert done.returncode == 0 and "1 of 1 sources up" in done.stdout, done
     assert machine.run("stat", "-c", "%a", "/run/relayd/control.sock").stdout.strip() == "600"
+
+
+@pytest.mark.parametrize("user", ["", "relayd"], ids=["nobody to become", "who it is already"])
+def test_a_unix_socket_is_served_from_inside_the_sandbox(machine: Machine, user: str) -> None:
+    """The sandbox denies every chown."""
+    local = "/run/relayd/feed.sock"
+    machine.fresh(replay(f"unix:{local}"), user=user)
+    with machine.connect_unix(local) as client:
+        flows(client)
+    machine.systemctl("stop", "relayd")
+    assert machine.show("Result") == "success"
 
 
 def test_it_logs_to_the_journal_with_fields_of_its_own(machine: Machine) -> None:

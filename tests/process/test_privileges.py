@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import json
 import os
@@ -166,3 +167,49 @@ def test_files_are_given_to_the_user(tmp_path: Path) -> None:
     assert (file.stat().st_uid, file.stat().st_gid) == (0, daemon.gr_gid)
     Identity("nobody", "").own(str(file))
     assert (file.stat().st_uid, file.stat().st_gid) == (nobody.pw_uid, nobody.pw_gid)
+
+
+@pytest.mark.parametrize(("user", "group"), [("", ""), ("nobody", ""), ("", "nogroup"), ("nobody", "nogroup")])
+@as_root
+def test_a_file_that_is_theirs_already_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, group: str
+) -> None:
+    """The shipped unit's sandbox answers every chown with EPERM, one that changes nothing too."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    file = tmp_path / "socket"
+    file.touch()
+    identity = Identity(user, group)
+    os.chown(file, identity.uid, identity.gid)
+    for name in ("chown", "lchown", "fchown"):
+        monkeypatch.setattr(os, name, denied)
+    identity.own(str(file))
+
+
+@as_root
+def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
+    """Who may write the directory must not choose a file for root to give away."""
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.touch()
+    link.symlink_to(file)
+    Identity("nobody", "").own(str(link))
+    assert (file.stat().st_uid, link.lstat().st_uid) == (0, pwd.getpwnam("nobody").pw_uid)
+
+
+@as_root
+def test_a_file_that_cannot_be_given_away_is_told(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    file = tmp_path / "socket"
+    setup = f"os.setgroups([]); os.setgid(65534); os.setuid(65534); identity.assume = lambda _: identity.own('{file}')"
+    (gone,) = assume("daemon", setup=setup)["reasons"]
+    assert gone == f"cannot give {file} to the user: No such file or directory"
+    file.touch()
+    os.chown(file, 65534, 65534)
+    (denied,) = assume("daemon", setup=setup)["reasons"]
+    assert denied == (
+        f"cannot give {file} to the user: Operation not permitted; start as root, or leave out user and group"
+    )

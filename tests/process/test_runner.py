@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.support import (
     free_port,
     keyed,
     listener,
+    needs,
     receive,
     receive_all,
     relayd,
@@ -35,10 +37,10 @@ def options(**values: str) -> list[tuple[str, str, str]]:
     return [(key, value, f"-o {key}") for key, value in values.items()]
 
 
-def refused(*words: str) -> tuple[int, str]:
+def refused(*words: str, prefix: Sequence[str] = ()) -> tuple[int, str]:
     """Run relayd, which must end by itself; return its status and what it said."""
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-m", "relayd", *words],
+        [*prefix, sys.executable, "-X", "dev", "-W", "error", "-m", "relayd", *words],
         cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     return done.returncode, done.stderr
@@ -64,6 +66,18 @@ def test_l1_all_ports_that_are_taken_are_told_at_once(tmp_path: Path) -> None:
     assert status == 1
     for port in ports:
         assert f"relayd: [relay r{port}] cannot listen on 127.0.0.1:{port}: Address already in use" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try to be somebody else")
+def test_a_unix_socket_that_cannot_be_given_away_is_told_with_its_relay(tmp_path: Path) -> None:
+    needs("setpriv")
+    path, config = tmp_path / "s", tmp_path / "relayd.ini"
+    config.write_text(f"[relayd]\nuser = nobody\n[relay a]\nsource = 127.0.0.1:1\ndestination = unix:{path}\n")
+    prefix = ["setpriv", "--bounding-set", "-chown"]
+    status, said = refused("--config", str(config), "--foreground", prefix=prefix)
+    assert status == 1
+    assert said.startswith(f"relayd: [relay a] cannot give {path} to the user: Operation not permitted; start as root")
+    assert len(said.splitlines()) == 1 and not path.exists()
 
 
 def test_p28_a_start_that_fails_leaves_no_resource_warning_even_with_x_dev() -> None:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+
+_OUT_OF_SIGHT = (FileNotFoundError, NotADirectoryError, PermissionError, ConnectionRefusedError)
 
 
 class DatagramSender:
     """Sends without ever waiting; nothing depends on its being heard."""
 
     def __init__(self, address: str) -> None:
-        """`address` is a path, or with a NUL in front an abstract name, unix(7)."""
+        """`address` is a path, or with a NUL in front an abstract name, unix(7).
+
+        Who has it now is kept in mind, for the time when it leads nowhere: inside a chroot, under another user.
+        """
         self._address = address
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            self._sock.connect(address)
 
     def send(self, data: bytes) -> bool:
         """Send one datagram; whether somebody took it. The address is looked up anew: a restart is survived."""
         try:
-            self._sock.sendto(data, self._address)
+            try:
+                self._sock.sendto(data, self._address)
+            except _OUT_OF_SIGHT:
+                self._sock.send(data)
         except OSError:
             return False
         return True

@@ -69,10 +69,6 @@ def render_json(level: str, seconds: float, fields: Fields) -> str:
     return json.dumps({"time": timestamp(seconds), "level": level, **plain})
 
 
-def _nothing() -> None:
-    """What there is to close where nothing is."""
-
-
 RENDERS: dict[str, Render] = {"text": render_text, "json": render_json}
 
 
@@ -124,10 +120,9 @@ class FileTarget:
 class SyslogTarget:
     """The local syslog daemon; the form is that of RFC 3164, as /dev/log takes it, without the time."""
 
-    def __init__(self, send: Callable[[bytes], bool], render: Render, close: Callable[[], None] = _nothing) -> None:
+    def __init__(self, send: Callable[[bytes], bool], render: Render) -> None:
         self._send = send
         self._render = render
-        self.close = close
 
     def emit(self, level: str, seconds: float, fields: Fields, lost: Lost = unheard) -> bool:
         line = self._render(level, seconds, fields)
@@ -138,13 +133,15 @@ class SyslogTarget:
     def reopen(self) -> None:
         """It has no name of ours."""
 
+    def close(self) -> None:
+        """The way to it stays open."""
+
 
 class JournalTarget:
     """The systemd journal with native fields: `journalctl RELAYD_RELAY=ais`; systemd's JOURNAL_NATIVE_PROTOCOL."""
 
-    def __init__(self, send: Callable[[bytes], bool], close: Callable[[], None] = _nothing) -> None:
+    def __init__(self, send: Callable[[bytes], bool]) -> None:
         self._send = send
-        self.close = close
 
     def emit(self, level: str, seconds: float, fields: Fields, lost: Lost = unheard) -> bool:
         entry = {"MESSAGE": pairs(fields), "PRIORITY": _SEVERITY[level], "SYSLOG_IDENTIFIER": "relayd"}
@@ -153,3 +150,6 @@ class JournalTarget:
 
     def reopen(self) -> None:
         """It has no name of ours."""
+
+    def close(self) -> None:
+        """The way to it stays open."""

@@ -18,21 +18,36 @@ from relayd.observe.targets import (
 from relayd.observe.writer import LossyWriter
 
 
-def log_target(config: Config, stderr: LossyWriter | None) -> LogTarget:
-    """Return the target; `stderr` is None for a daemon, which has none. Raises StartError."""
-    render = RENDERS[config.log_format]
-    name = config.log or ("stderr" if stderr is not None else "syslog")
-    if name == "stderr":
-        if stderr is None:
-            raise StartError(["log = stderr: a daemon has no terminal; choose syslog, journal or a path"])
-        return StreamTarget(stderr, render)
-    try:
+class LogTargets:
+    """Makes targets: one at the start, and one for each reload that wants another.
+
+    The ways to the system's own logs are found once, for all of them: after a chroot they are out of sight.
+    """
+
+    def __init__(self, stderr: LossyWriter | None) -> None:
+        """`stderr` is None for a daemon, which has none."""
+        self._stderr = stderr
+        self._syslog = DatagramSender(SYSLOG_SOCKET)
+        self._journal = DatagramSender(JOURNAL_SOCKET)
+
+    def make(self, config: Config) -> LogTarget:
+        """Return the target that is configured. Raises StartError."""
+        render = RENDERS[config.log_format]
+        name = config.log or ("stderr" if self._stderr is not None else "syslog")
+        if name == "stderr":
+            if self._stderr is None:
+                raise StartError(["log = stderr: a daemon has no terminal; choose syslog, journal or a path"])
+            return StreamTarget(self._stderr, render)
         if name == "syslog":
-            syslog = DatagramSender(SYSLOG_SOCKET)
-            return SyslogTarget(syslog.send, render, syslog.close)
+            return SyslogTarget(self._syslog.send, render)
         if name == "journal":
-            journal = DatagramSender(JOURNAL_SOCKET)
-            return JournalTarget(journal.send, journal.close)
-        return FileTarget(name, render)
-    except OSError as error:
-        raise StartError([f"cannot write log {name}: {error.strerror}"]) from error
+            return JournalTarget(self._journal.send)
+        try:
+            return FileTarget(name, render)
+        except OSError as error:
+            raise StartError([f"cannot write log {name}: {error.strerror}"]) from error
+
+    def close(self) -> None:
+        """No target of ours is used any more."""
+        self._syslog.close()
+        self._journal.close()

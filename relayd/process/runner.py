@@ -18,12 +18,11 @@ from relayd.net.reactor import Reactor
 from relayd.net.resolver import Resolver
 from relayd.observe.dump import RETRY_INTERVAL
 from relayd.observe.log import BoundLog, EventLog
-from relayd.observe.targets import LogTarget
 from relayd.observe.writer import LossyWriter, unshared
 from relayd.policy.loops import LoopGuard
 from relayd.process.daemonize import Caller, daemonize
 from relayd.process.limits import keep_freed_memory, raise_descriptor_limit
-from relayd.process.logtarget import log_target
+from relayd.process.logtarget import LogTargets
 from relayd.process.operator import Operator
 from relayd.process.pidfile import PidFile
 from relayd.process.privileges import Identity
@@ -104,15 +103,16 @@ class _Runner:
         self._stale = stale
         try:
             reactor = Reactor()
+            self._stderr = LossyWriter(reactor, unshared(_STDERR)) if foreground else None
+            self._log_targets = LogTargets(self._stderr)
+            self._notifier = Notifier(environ)
         except OSError as error:
             raise StartError([f"cannot watch sockets: {error.strerror}"]) from error
         self._config = config
         self._load = load
         self._reactor = reactor
-        self._notifier = Notifier(environ)
         self._pool = ListenerPool(listen_descriptors(environ))
         self._stdout = LossyWriter(reactor, unshared(_STDOUT), RETRY_INTERVAL, self._stdout_failed)
-        self._stderr = LossyWriter(reactor, unshared(_STDERR)) if foreground else None
         self._status_pending = False
         self._log: EventLog
         self._service: Service
@@ -124,13 +124,14 @@ class _Runner:
             keep_freed_memory()
             claims = self._claimed()
             self._identity.assume(self._config.chroot)
-            self._log = EventLog(self._reactor, self._log_target(self._config), self._config.log_level)
+            self._log = EventLog(self._reactor, self._log_targets.make(self._config), self._config.log_level)
             try:
                 self._serve(ready, claims, max_links)
             finally:
                 self._close_stdout()
                 self._log.close()
         finally:
+            self._log_targets.close()
             self._notifier.close()
             self._pool.close()
             if self._stderr is not None:
@@ -147,7 +148,8 @@ class _Runner:
         )
         service = self._service = Service(config, shared, self._ended)
         self._controller = Controller(reactor, self._pool, log.bind())
-        reloader = Reloader(reactor, self._load, self._log_target, service, self._controller, log, self._notifier)
+        make_target = self._log_targets.make
+        reloader = Reloader(reactor, self._load, make_target, service, self._controller, log, self._notifier)
         signals = Signals(reactor, {
             signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
             signal.SIGHUP: reloader.request, signal.SIGUSR1: self._reopen,
@@ -172,9 +174,6 @@ class _Runner:
             log.warning("pidfile_replaced", pid=self._stale, reason="its owner has ended without removing it")
         if self._stderr is None and os.geteuid() == 0:
             log.warning("running_as_root", cure="set user in [relayd]")
-
-    def _log_target(self, config: Config) -> LogTarget:
-        return log_target(config, self._stderr)
 
     # -- ports ----------------------------------------------------------------------------------
 

@@ -210,6 +210,27 @@ def test_f3_syslog_that_nobody_reads(rig: Rig) -> None:
         rig.saw(f"syslog: {told.rpartition('event=')[2]}")
 
 
+@row("F3", provoked="", required="")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can go into a chroot")
+def test_f3_syslog_from_inside_a_chroot(rig: Rig) -> None:
+    """Whose own /dev/log is preferred, once it has one."""
+    ports, jail = (free_port(), free_port()), rig.folder / "jail"
+    (jail / "dev").mkdir(parents=True)
+    keys = {"log": "syslog", "chroot": jail, "control": "/control.sock"}  # as seen from inside
+    with Namespace() as namespace, ExitStack() as stack:
+        syslog = Datagrams(rig.folder / "dev", namespace, "/dev/log", stack)
+        with rig.site(relay("one", *ports), **keys) as site:
+            site.control = jail / "control.sock"
+            site.start(prefix=mounts_of(namespace))
+            syslog.wait("event=started")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inside:
+                inside.bind(str(jail / "dev" / "log"))
+                inside.settimeout(5)
+                site.send(signal.SIGUSR1)
+                assert b"event=reopened" in inside.recv(65536)
+        rig.saw("syslog: heard from inside a chroot")
+
+
 @row(
     "F6",
     provoked="a client whose name, its Unix socket's path, has a line break, ANSI escapes, a forged event, quotes; "

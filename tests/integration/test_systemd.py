@@ -140,6 +140,21 @@ def test_the_manager_is_told_how_things_are(tmp_path: Path, manager: Manager) ->
         assert kinds == ["READY", "RELOADING", "READY", "RELOADING", "READY", "STOPPING"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can go into a chroot")
+def test_the_manager_is_told_from_inside_a_chroot(tmp_path: Path, manager: Manager) -> None:
+    (tmp_path / "jail").mkdir(mode=0o755)
+    keys = {"log": "stderr", "pidfile": None, "control": None, "chroot": tmp_path / "jail", "user": "nobody"}
+    with (
+        site(tmp_path, relay("one", free_port(), free_port()), **keys) as there,
+        in_foreground(there, env=manager.environ) as running,
+    ):
+        manager.wait("READY=1")
+        running.process.send_signal(signal.SIGHUP)
+        manager.wait("READY=1", times=2)
+        assert running.stop() == 0
+        manager.wait("STOPPING=1")
+
+
 def test_a_start_that_fails_is_never_ready(tmp_path: Path, manager: Manager) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

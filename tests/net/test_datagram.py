@@ -59,6 +59,26 @@ def test_f3_a_restart_is_survived(tmp_path: Path) -> None:
     sender.close()
 
 
+def test_who_is_out_of_sight_is_heard_by_until_there_is_another(tmp_path: Path) -> None:
+    """As from inside a chroot, where the path may lead to a socket of its own, or nowhere."""
+    path = tmp_path / "s"
+    with bound(str(path)) as outside:
+        sender = DatagramSender(str(path))
+        path.rename(tmp_path / "aside")
+        assert sender.send(b"out")
+        assert outside.recv(10) == b"out"
+        with bound(str(path)) as inside:
+            assert sender.send(b"in")
+            assert inside.recv(10) == b"in"
+        for _ in range(2):
+            assert sender.send(b"out")  # nobody listens any more at the path
+            assert outside.recv(10) == b"out"
+            path.unlink(missing_ok=True)
+    assert not sender.send(b"nobody")
+    assert not sender.send(b"nobody")
+    sender.close()
+
+
 @pytest.mark.parametrize("make", ["file", "stream", "long", "missing"])
 def test_what_is_no_datagram_socket_takes_nothing(tmp_path: Path, make: str) -> None:
     path = tmp_path / ("x" * 200 if make == "long" else "s")

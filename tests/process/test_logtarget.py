@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from relayd.config.settings import Config
 from relayd.errors import StartError
 from relayd.observe.targets import FileTarget, JournalTarget, LogTarget, StreamTarget, SyslogTarget
 from relayd.process import logtarget as tested
-from relayd.process.logtarget import log_target
+from relayd.process.logtarget import LogTargets
 from tests.fakes import Lines
 
 BASE = load_command_line([("source", "192.0.2.1:1", ""), ("destination", ":2", "")], {})
@@ -27,34 +28,35 @@ def config(**changes: Any) -> Config:
     return replace(BASE, **changes)
 
 
+@contextlib.contextmanager
+def targets(stderr: Any) -> Iterator[LogTargets]:
+    """What makes targets, whose sockets do not outlive the test."""
+    made = LogTargets(stderr)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
 @pytest.fixture
 def receiver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """Stands where the syslog daemon and the journal listen; what sends to it is closed in the end."""
-    senders: list[Any] = []
-
-    def sender(address: str) -> Any:
-        senders.append(original(address))
-        return senders[-1]
-
-    original = tested.DatagramSender
-    monkeypatch.setattr(tested, "DatagramSender", sender)
+    """Stands where the syslog daemon and the journal listen."""
     for name in ("SYSLOG_SOCKET", "JOURNAL_SOCKET"):
         monkeypatch.setattr(tested, name, str(tmp_path / "log"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "log"))
         sock.setblocking(False)
         yield sock
-    for made in senders:
-        made.close()
 
 
 @pytest.mark.parametrize("log", ["", "stderr"])
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_in_the_foreground_the_terminal_is_the_log(log: str, form: str) -> None:
     lines: Any = Lines()
-    target = log_target(config(log=log, log_format=form), lines)
-    assert isinstance(target, StreamTarget)
-    assert target.emit("info", 0.0, {"event": "x"})
+    with targets(lines) as made:
+        target = made.make(config(log=log, log_format=form))
+        assert isinstance(target, StreamTarget)
+        assert target.emit("info", 0.0, {"event": "x"})
     assert lines.lines[0].startswith("{" if form == "json" else "1970-")
 
 
@@ -71,16 +73,31 @@ def test_in_the_foreground_the_terminal_is_the_log(log: str, form: str) -> None:
 def test_the_systems_own_logs(
     receiver: socket.socket, log: str, form: str, stderr: Any, kind: type[LogTarget], begin: bytes
 ) -> None:
-    target = log_target(config(log=log, log_format=form), stderr)
-    assert type(target) is kind
-    assert target.emit("info", 0.0, {"event": "x"})
-    got = receiver.recv(65536)
-    assert got.startswith(begin)
-    assert (b'"event": "x"' in got) == (form == "json" and log == "syslog")
+    with targets(stderr) as made:
+        target = made.make(config(log=log, log_format=form))
+        assert type(target) is kind
+        assert target.emit("info", 0.0, {"event": "x"})
+        got = receiver.recv(65536)
+        assert got.startswith(begin)
+        assert (b'"event": "x"' in got) == (form == "json" and log == "syslog")
+        target.close()
+        assert made.make(config(log=log, log_format=form)).emit("info", 0.0, {"event": "x"})  # after a reload
+        assert receiver.recv(65536) == got
+
+
+@pytest.mark.parametrize("log", ["syslog", "journal"])
+def test_a_reload_from_inside_a_chroot_may_still_go_over_to_them(
+    receiver: socket.socket, tmp_path: Path, log: str
+) -> None:
+    with targets(None) as made:
+        (tmp_path / "log").rename(tmp_path / "out of sight")
+        assert made.make(config(log=log)).emit("info", 0.0, {"event": "x"})
+        assert b"event=x" in receiver.recv(65536)
 
 
 def test_a_path_is_a_file(tmp_path: Path) -> None:
-    target = log_target(config(log=str(tmp_path / "l"), log_format="json"), None)
+    with targets(None) as made:
+        target = made.make(config(log=str(tmp_path / "l"), log_format="json"))
     assert isinstance(target, FileTarget)
     target.emit("info", 0.0, {"event": "x"})
     assert (tmp_path / "l").read_text() == '{"time": "1970-01-01T00:00:00.000Z", "level": "info", "event": "x"}\n'
@@ -89,11 +106,14 @@ def test_a_path_is_a_file(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_had_is_told(tmp_path: Path) -> None:
     path = tmp_path / "no" / "l"
-    with pytest.raises(StartError) as caught:
-        log_target(config(log=str(path)), None)
+    with targets(None) as made, pytest.raises(StartError) as caught:
+        made.make(config(log=str(path)))
     assert caught.value.reasons == (f"cannot write log {path}: No such file or directory",)
 
 
 def test_a_daemon_has_no_terminal() -> None:
-    with pytest.raises(StartError, match="a daemon has no terminal; choose syslog, journal or a path"):
-        log_target(config(log="stderr"), None)
+    with (
+        targets(None) as made,
+        pytest.raises(StartError, match="a daemon has no terminal; choose syslog, journal or a path"),
+    ):
+        made.make(config(log="stderr"))

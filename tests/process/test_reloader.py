@@ -15,7 +15,7 @@ from relayd.config.load import load_file
 from relayd.config.settings import Config
 from relayd.controller import Controller
 from relayd.observe.targets import LogTarget
-from relayd.process.logtarget import log_target
+from relayd.process.logtarget import LogTargets
 from relayd.process.reloader import Reloader
 from relayd.process.systemd import Notifier
 from relayd.service import Service
@@ -35,6 +35,7 @@ class Living:
         self.ended = False
         self.house.lines.close = lambda: None  # type: ignore[attr-defined]
         self.terminal: Any = Lines()
+        self.log_targets = LogTargets(self.terminal)
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.manager.bind(str(folder / "notify"))
         self.manager.setblocking(False)
@@ -54,7 +55,7 @@ class Living:
         )  # fmt: skip
 
     def make_target(self, config: Config) -> LogTarget:
-        return self.house.lines if not config.log else log_target(config, self.terminal)
+        return self.house.lines if not config.log else self.log_targets.make(config)
 
     def _end(self) -> None:
         self.ended = True
@@ -95,6 +96,7 @@ class Living:
         self.house.until(lambda: self.ended, "the end")
         self.house.close()
         self.manager.close()
+        self.log_targets.close()
         assert self.notifier._sender is not None
         self.notifier._sender.close()
 

@@ -66,8 +66,8 @@ class Connector:
         else:
             try:
                 found = literal(address.host, address.port)
-            except OSError as error:
-                self._give_up(f"{address}: {error.strerror}")
+            except (OSError, LookupError) as error:  # LookupError: a codec that cannot be loaded
+                self._give_up(f"{address}: {_reason(error)}")
                 return
             self._try_each(found)
 
@@ -81,8 +81,7 @@ class Connector:
     def _resolved(self, host: str, answer: Answer) -> None:
         self._resolution = None
         if isinstance(answer, Exception):
-            reason = getattr(answer, "strerror", None) or str(answer)
-            self._give_up(f"look-up of {host}: {reason}")
+            self._give_up(f"look-up of {host}: {_reason(answer)}")
         elif not answer:
             self._give_up(f"look-up of {host}: no address")
         else:
@@ -181,6 +180,10 @@ class Connector:
             dial.closed = True
             self._reactor.forget(dial)
             reset(dial.sock)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; not in the socket module of Python 3.10

@@ -28,7 +28,7 @@ def _listening_inodes(port: int) -> Iterator[str]:
     """Yield the inodes of the sockets that listen on the port, and "" for each other socket."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
-            with open(table, encoding="ascii") as lines:
+            with open(table, encoding="utf-8") as lines:  # a codec that is loaded: there is no other in a chroot
                 for fields in map(str.split, lines):
                     yield fields[9] if fields[1].endswith(f":{port:04X}") and fields[3] == _LISTEN else ""
         except OSError:

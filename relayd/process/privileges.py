@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# getaddrinfo asks for this codec at its first call, which may come when a chroot has put it out of reach.
+import encodings.idna  # noqa: F401
 import grp
 import os
 import pwd

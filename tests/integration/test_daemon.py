@@ -39,6 +39,7 @@ from tests.support import (
     free_port,
     keyed,
     listener,
+    needs,
     receive,
     relayd,
     silent_name_server,
@@ -284,6 +285,54 @@ def test_few_descriptors(tmp_path: Path) -> None:
         there.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096)))
         limits = Path(f"/proc/{there.pid}/limits").read_text()
         assert next(line for line in limits.splitlines() if line.startswith("Max open files")).split()[3] == "4096"
+
+
+# -- a chroot with nothing in it ------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.parametrize("looked_up_before", [False, True])
+def test_nothing_is_loaded_inside_a_chroot(tmp_path: Path, looked_up_before: bool) -> None:
+    """What Python loads at the first use only (a codec for getaddrinfo) would not be found there."""
+    needs("strace")
+    jail, trace, port = tmp_path / "jail", tmp_path / "trace", free_port()
+    (jail / "proc" / "net").mkdir(parents=True)
+    shutil.copy("/proc/net/tcp", jail / "proc" / "net")
+    jail.chmod(0o777)
+    relays = [
+        relay("address", 1, f":{port}", "connect-listen", dump="hex", dump_file="/dump"),
+        relay("name", "relay.example:1", f":{free_port()}", "connect-listen"),
+        relay("given", f":{free_port()}", free_port() if looked_up_before else f":{free_port()}"),
+    ]
+    keys = {"chroot": jail, "user": "nobody", "control": "/control.sock", "log": "stderr", "pidfile": None}
+    with site(tmp_path, *relays, **keys) as there, taken_port() as taken:
+        there.control = jail / "control.sock"
+        strace = ["strace", "-D", "-f", "-q", "-o", str(trace), "-e", "trace=%file"]
+        with relayd("--config", str(there.file), "--foreground", prefix=strace) as running:
+            for name in ("address", "name"):
+                running.wait_log(f"relay={name}", "event=connect_failed")
+            connect(port).close()
+            there.status()
+            assert not there.ask("reload")["ok"]
+            inside = jail / there.file.relative_to("/")
+            inside.parent.mkdir(parents=True, mode=0o755)
+            shutil.copy(there.file, inside)
+            there.reload()
+            inside.write_text(there.file.read_text() + relay("taken", free_port(), taken))
+            assert "Address already in use" in there.ask("reload")["error"]
+            running.process.send_signal(signal.SIGUSR1)
+            running.wait_log("event=reopened")
+            assert running.stop() == 0
+        wait_until(lambda: "+++ exited with 0" in trace.read_text(), "the whole trace")
+        _, entered, after = trace.read_text().partition("chroot(")
+    assert entered and "/control.sock" in after
+    assert not [line for line in after.splitlines() if "lib/python" in line or "encodings" in line]
+
+
+@contextlib.contextmanager
+def taken_port() -> Iterator[int]:
+    with listener() as taken:
+        yield taken.getsockname()[1]
 
 
 # -- ending in every state ------------------------------------------------------------------------

@@ -279,6 +279,13 @@ def test_n16_an_unknown_interface_is_a_named_error(loop: Loop) -> None:
     assert attempt.error() == "[fe80::1%nosuch]:80: Name or service not known"
 
 
+def test_a_codec_that_cannot_be_loaded_is_a_named_error(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a chroot, where Python finds nothing any more."""
+    monkeypatch.setattr(socket, "getaddrinfo", raising(LookupError("unknown encoding: idna")))
+    attempt = Attempt(loop).connect(TcpAddress("127.0.0.1", 80))
+    assert attempt.error() == "127.0.0.1:80: unknown encoding: idna"
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [

@@ -144,6 +144,8 @@ RELAY_KEYS = _table(
 # What `log` can be besides a path.
 LOG_NAMES = ("stderr", "syslog", "journal")
 
+_UMASK_DEFAULT = "`0027`, in the foreground what it was started with"
+
 _LOG_DEFAULT = "`stderr` in the foreground, else `syslog`"
 
 _CONTROL_DEFAULT = "`control.sock` in the directory that systemd has made (`RuntimeDirectory=`), else none"
@@ -158,7 +160,14 @@ DAEMON_KEYS = _table(
     ),
     Key("user", kinds.WORD, "", "who to become once every port is bound; empty: stay who it is", reload=AT_START),
     Key("group", kinds.WORD, "", "likewise; empty: the user's own", reload=AT_START),
-    Key("umask", kinds.FILE_MODE, "0027", "mode bits that no file of the daemon gets", reload=AT_START),
+    Key(
+        "umask",
+        kinds.UMASK,
+        "",
+        "mode bits that no file of the daemon gets",
+        default_help=_UMASK_DEFAULT,
+        reload=AT_START,
+    ),
     Key(
         "chroot",
         kinds.PATH,

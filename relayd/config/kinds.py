@@ -162,6 +162,14 @@ def _read_mode(text: str) -> int:
     return int(text, 8)
 
 
+def _read_umask(text: str) -> int | None:
+    return _read_mode(text) if text else None
+
+
+def _show_umask(umask: int | None) -> str:
+    return "" if umask is None else f"{umask:04o}"
+
+
 def _read_waits(text: str) -> Waits:
     low_text, dots, high_text = text.partition("..")
     low = read_duration(low_text)
@@ -281,6 +289,7 @@ def _read_word(text: str) -> str:
 
 YES_NO = Kind("yes | no", _read_yes_no, lambda value: "yes" if value else "no")
 FILE_MODE = Kind("file mode", _read_mode, lambda value: f"{value:04o}")
+UMASK = Kind("file mode", _read_umask, _show_umask)
 WAITS = Kind("duration or low..high", _read_waits, _show_waits)
 KEEPALIVE = Kind("idle/interval/probes or off", _read_keepalive, _show_keepalive)
 NETWORKS = Kind("networks", _read_networks, lambda value: ", ".join(map(str, value)))

@@ -115,7 +115,7 @@ class Config:
     pidfile: str
     user: str
     group: str
-    umask: int
+    umask: int | None  # None: by whether the process is in the foreground
     chroot: str
     log: str  # stderr, syslog, journal or a path; empty: by whether the process is in the foreground
     log_level: str

@@ -45,6 +45,8 @@ Load = Callable[[], Config]
 
 def run_foreground(config: Config, load: Load | None, environ: MutableMapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT, in this process. Raises StartError before anything moves."""
+    if config.umask is not None:
+        os.umask(config.umask)
     pidfile = _held(config)
     try:
         runner = _Runner(config, load, environ, foreground=True, stale=pidfile.stale if pidfile else 0)

@@ -188,6 +188,7 @@ def test_a_word_that_is_no_log_is_no_file_s_name(text: str, near: str) -> None:
 REFUSED = [
     (kinds.YES_NO, ["", "true", "Yes", "1", "on"]),
     (kinds.FILE_MODE, ["", "8", "66", "06600", "0o660", "999", "-660", "٦٦٠"]),
+    (kinds.UMASK, ["8", "66", "06600", "0o660", "999", "-660"]),
     (kinds.WAITS, ["", "0", "5ms", "..", "1s..", "..1s", "2s..1s", "1s..2s..3s", "1s .. 2s", "-1s"]),
     (kinds.KEEPALIVE, ["", "30s", "30s/10s", "30s/10s/3/1", "0/10/3", "30/0/3", "30/10/0", "1/1/128", "1.5/1/1"]),
     (kinds.ROTATION, ["", "10 x", "x 10", "1M x 0", "1M x 1001", "4095 x 1", "1M y 2", "1M x 2 x 3", "1M x -1"]),
@@ -211,6 +212,8 @@ def test_what_a_kind_refuses(kind: Kind, text: str) -> None:
     [
         (kinds.YES_NO, "yes", "yes"),
         (kinds.FILE_MODE, "660", "0660"),
+        (kinds.UMASK, "077", "0077"),
+        (kinds.UMASK, "", ""),
         (kinds.WAITS, "1s..30s", "1s..30s"),
         (kinds.WAITS, "5", "5s"),
         (kinds.WAITS, "2s..2s", "2s"),

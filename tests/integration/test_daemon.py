@@ -43,6 +43,7 @@ from tests.support import (
     receive,
     relayd,
     silent_name_server,
+    spawned,
     stalled_client,
     wait_until,
 )
@@ -277,6 +278,29 @@ def test_umask_0(tmp_path: Path) -> None:
         there.start(umask=0)
         for path in (there.pidfile, there.log, local, there.control):
             assert not stat.S_IMODE(path.stat().st_mode) & 0o022, path
+
+
+@pytest.mark.parametrize(
+    ("umask", "of_the_shell", "mode"),
+    [("0077", 0o022, 0o600), ("0000", 0o077, 0o640), (None, 0o077, 0o600), (None, 0, 0o640)],
+)
+def test_the_umask_in_the_foreground(tmp_path: Path, umask: str | None, of_the_shell: int, mode: int) -> None:
+    """As the shipped unit runs it. Where it is not given, that of the shell counts, or the unit's UMask=."""
+    with (
+        site(tmp_path, relay("one", free_port(), free_port()), umask=umask) as there,
+        foreground(there, umask=of_the_shell) as process,
+    ):
+        assert stat.S_IMODE(there.log.stat().st_mode) == mode
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+@contextlib.contextmanager
+def foreground(there: Site, **popen: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `relayd --config FILE --foreground`, from when it has started."""
+    with spawned(*RELAYD, "--config", str(there.file), "--foreground", cwd=ROOT, **popen) as process:
+        there.wait_log("event=started")
+        yield process
 
 
 def test_few_descriptors(tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartError as error:
         return _complain(error.reasons, 1)
     except KeyboardInterrupt:
+        if not _stays(arguments):
+            return _complain(["interrupted"], 1)  # whoever waits for a daemon, or for --check, has neither
         return 0  # before the loop had taken the signal over
     return 0
 
@@ -223,6 +225,11 @@ def _load_file(arguments: _Arguments, path: str, environ: Mapping[str, str]) -> 
     return config if arguments.pidfile is None else replace(config, pidfile=arguments.pidfile)
 
 
+def _stays(arguments: _Arguments) -> bool:
+    """Whether the relays run in this process, until somebody ends it."""
+    return "--check" not in arguments.flags and (arguments.config is None or "--foreground" in arguments.flags)
+
+
 def _run(config: Config, arguments: _Arguments) -> None:
     """Run until the end, or start a daemon; raises StartError."""
     if arguments.config is None:
@@ -233,7 +240,7 @@ def _run(config: Config, arguments: _Arguments) -> None:
     def load_again() -> Config:
         return _load_file(arguments, path, os.environ)
 
-    (run_foreground if "--foreground" in arguments.flags else run_daemon)(config, load_again, os.environ)
+    (run_foreground if _stays(arguments) else run_daemon)(config, load_again, os.environ)
 
 
 # -- what is printed ------------------------------------------------------------------------------

@@ -342,6 +342,18 @@ def test_ctrl_c_before_the_loop_runs_is_a_graceful_end(monkeypatch: pytest.Monke
     assert cli.main(ENDS) == 0
 
 
+@pytest.mark.parametrize("word", ["", "--check"])
+def test_ctrl_c_before_there_is_a_daemon_is_a_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: str
+) -> None:
+    def interrupted(*_: object) -> Config:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_file", interrupted)
+    assert cli.main(["--config", str(tmp_path / "relayd.ini"), *filter(None, [word])]) == 1
+    assert capsys.readouterr() == ("", "relayd: interrupted\n")
+
+
 # -- --check ---------------------------------------------------------------------------------------------------
 
 

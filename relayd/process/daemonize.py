@@ -8,6 +8,7 @@ stands before it: the caller waits at a pipe until the daemon says that it is re
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -73,16 +74,16 @@ def daemonize(pidfile: PidFile | None, umask: int | None, body: Callable[[Caller
     made by the body: everything but the standard ones, the pidfile's and the pipe's is closed before.
     """
     fill_standard_descriptors()
-    reader, writer = os.pipe()
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
+    reader, writer = os.pipe()
     if os.fork() == 0:
         os.close(reader)
         _detach(pidfile, umask, Caller(writer), body)
-    os.close(writer)
-    if pidfile is not None:
-        os.close(pidfile.fd)  # the child has the lock now, through a descriptor of its own
     try:
+        os.close(writer)
+        if pidfile is not None:
+            os.close(pidfile.fd)  # the child has the lock now, through a descriptor of its own
         _await_ready(reader)
     finally:
         os.close(reader)
@@ -119,43 +120,73 @@ def _detach(pidfile: PidFile | None, umask: int | None, caller: Caller, body: Ca
         os._exit(status)
 
 
+class _Start:
+    """The caller's view of a start: what the daemon has said of it so far."""
+
+    def __init__(self, reader: int) -> None:
+        self.pid = 0  # 0: not known yet
+        self.ready = False
+        self.ended = False  # nothing more will be said
+        self.reasons: list[str] = []  # why it has failed
+        self._reader = reader
+        self._received = b""
+        self._poll = select.poll()
+        self._poll.register(reader, select.POLLIN)
+
+    def hear(self, timeout: float, enough: Callable[[], bool]) -> None:
+        """Return when it is enough, or the daemon says no more, or so many seconds have passed."""
+        deadline = time.monotonic() + timeout
+        while not (self.ended or enough()) and self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            data = os.read(self._reader, 65536)
+            self.ended = not data
+            *lines, self._received = (self._received + data).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                self.pid = message.get("pid", self.pid)
+                self.ready = message.get(_READY, self.ready)
+                self.reasons = message.get("reasons", self.reasons)
+
+
 def _await_ready(reader: int) -> None:
     """Return when the daemon is ready; raises StartError, when it is gone, with its reasons or what befell it."""
-    poll = select.poll()
-    poll.register(reader, select.POLLIN)
-    deadline = time.monotonic() + _READY_TIMEOUT
-    reasons: list[str] = []
-    received = b""
-    pid = 0
-    while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        data = os.read(reader, 65536)
-        if not data:
-            reasons = reasons or ["ended before it was ready"]
-            break
-        received += data
-        *lines, received = received.split(b"\n")
-        for line in lines:
-            message = json.loads(line)
-            pid = message.get("pid", pid)
-            if message.get(_READY):
-                return
-            reasons = message.get("reasons", reasons)
-    else:
-        reasons = [f"not ready after {_READY_TIMEOUT:.0f} s"]
-        if pid:
-            os.kill(pid, signal.SIGKILL)
-    if pid:
-        _await_end(pid)
-    raise StartError(reasons)
+    start = _Start(reader)
+    try:
+        start.hear(_READY_TIMEOUT, lambda: start.ready)
+        if start.ready:
+            return
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not leave the daemon behind
+        start.hear(_END_TIMEOUT, lambda: start.pid > 0)
+        _end(start.pid, signal.SIGTERM, signal.SIGKILL)
+        raise StartError(["interrupted; the daemon has been ended"]) from None
+    if start.ended:
+        _await_end(start.pid)
+        raise StartError(start.reasons or ["ended before it was ready"])
+    _end(start.pid, signal.SIGKILL)
+    raise StartError([f"not ready after {_READY_TIMEOUT:.0f} s"])
 
 
-def _await_end(pid: int) -> None:
-    """Return when a process is gone: the next start, at once, must find the pidfile and the ports free."""
-    with contextlib.suppress(OSError):  # it is gone already; or the kernel is older than 5.3
+def _end(pid: int, *numbers: signal.Signals) -> None:
+    """Send signals, one after the other, until one has ended the process; 0 is none."""
+    for number in numbers if pid else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        if _await_end(pid):
+            return
+
+
+def _await_end(pid: int) -> bool:
+    """Return when a process is gone: the next start, at once, must find the pidfile and the ports free.
+
+    False where it does not go, or the kernel (older than 5.3) does not tell.
+    """
+    try:
         watch = os.pidfd_open(pid)
-        try:
-            poll = select.poll()
-            poll.register(watch, select.POLLIN)
-            poll.poll(_END_TIMEOUT * 1000)
-        finally:
-            os.close(watch)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    try:
+        poll = select.poll()
+        poll.register(watch, select.POLLIN)
+        return bool(poll.poll(_END_TIMEOUT * 1000))
+    finally:
+        os.close(watch)

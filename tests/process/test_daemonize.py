@@ -26,6 +26,17 @@ from relayd.process.pidfile import PidFile
 
 folder = sys.argv[1]
 tested._READY_TIMEOUT = float(os.environ.get("READY", "30"))
+tested._END_TIMEOUT = float(os.environ.get("END", "5"))
+starter = os.getpid()
+
+def interrupt_starter():
+    os.kill(starter, signal.SIGINT)
+    ignored = 0
+    while not ignored >> signal.SIGINT - 1 & 1:  # it has been interrupted, and takes care that it is not again
+        with open(f"/proc/{starter}/status") as status:
+            ignored = int(next(line for line in status if line.startswith("SigIgn")).split()[1], 16)
+
+exec(os.environ.get("SETUP", ""))
 
 def facts():
     return {
@@ -182,6 +193,36 @@ def test_a_start_that_hangs_is_ended(start: Start) -> None:
     assert reason.startswith("not ready after")
     assert not start.alive(), "the caller has returned before the daemon was gone"
     assert not PidFile(str(start.folder / "relayd.pid")).is_locked()
+
+
+INTERRUPTED = ["interrupted; the daemon has been ended"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "signal.pause()"),
+        ("", "os.kill(starter, signal.SIGINT); signal.pause()"),  # a second one
+        ("signal.signal(signal.SIGTERM, lambda *_: sys.exit())", "signal.pause()"),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", "signal.pause()"),
+        ("", "caller.say_ready(); signal.pause()"),
+        ("", "raise StartError(['port taken'])"),
+    ],
+)
+def test_ctrl_c_while_the_caller_waits_ends_the_daemon(start: Start, before: str, after: str) -> None:
+    end = "0.3" if "SIG_IGN" in before else "5"
+    assert start.run(f"{before}\ninterrupt_starter(); {after}", PIDFILE="1", END=end) == 1
+    assert start.read("reasons") == INTERRUPTED
+    assert not start.alive(), "the caller has returned before the daemon was gone"
+    assert not PidFile(str(start.folder / "relayd.pid")).is_locked()
+    assert "sys.exit" not in before or not (start.folder / "relayd.pid").exists()
+
+
+def test_ctrl_c_before_the_daemon_has_told_its_pid_ends_it_too(start: Start) -> None:
+    setup = "say = tested.Caller.say_pid\ntested.Caller.say_pid = lambda caller: (interrupt_starter(), say(caller))"
+    assert start.run(STAY, SETUP=setup) == 1
+    assert start.read("reasons") == INTERRUPTED
+    wait_until(lambda: not (start.folder / "pid").exists() or not start.alive(), "the daemon's end")
 
 
 def test_a_pidfile_that_cannot_be_written_is_told_with_its_name(start: Start) -> None:

@@ -76,8 +76,14 @@ def daemonize(pidfile: PidFile | None, umask: int | None, body: Callable[[Caller
     fill_standard_descriptors()
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
-    reader, writer = os.pipe()
-    if os.fork() == 0:
+    try:
+        reader, writer = os.pipe()
+        child = os.fork()
+    except OSError as error:
+        if pidfile is not None:
+            pidfile.release()
+        raise StartError([f"cannot start another process: {error.strerror}"]) from error
+    if child == 0:
         os.close(reader)
         _detach(pidfile, umask, Caller(writer), body)
     try:

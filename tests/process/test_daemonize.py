@@ -225,6 +225,14 @@ def test_ctrl_c_before_the_daemon_has_told_its_pid_ends_it_too(start: Start) -> 
     wait_until(lambda: not (start.folder / "pid").exists() or not start.alive(), "the daemon's end")
 
 
+@pytest.mark.parametrize("fails", ["pipe", "fork"])
+def test_a_process_that_cannot_be_had_is_told_and_leaves_no_pidfile(start: Start, fails: str) -> None:
+    setup = f"def fails(): raise OSError(11, 'Resource temporarily unavailable')\nos.{fails} = fails"
+    assert start.run(STAY, PIDFILE="1", SETUP=setup) == 1
+    assert start.read("reasons") == ["cannot start another process: Resource temporarily unavailable"]
+    assert not (start.folder / "relayd.pid").exists()
+
+
 def test_a_pidfile_that_cannot_be_written_is_told_with_its_name(start: Start) -> None:
     full = (
         "import errno\nfrom lockfile import LockFailed\n"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from relayd import __version__
 from relayd.config.keys import DAEMON_KEYS, RELAY_KEYS, Key
-from relayd.config.load import load_command_line, load_file
+from relayd.config.load import REMOVED, absolute, load_command_line, load_file
 from relayd.config.settings import Config
 from relayd.errors import ConfigError, Problem, StartError, did_you_mean
 from relayd.output import one_line, put
@@ -172,6 +172,8 @@ def _take_option(arguments: _Arguments, word: str, waiting: Iterator[str]) -> No
 
 
 def _take_value(arguments: _Arguments, name: str, value: str) -> None:
+    if name in ("--config", "--pidfile") and not os.path.isabs(value) and absolute(".") == REMOVED:
+        arguments.problems.append(Problem("the working directory has been removed; give an absolute path", name))
     if name == "--config":
         if arguments.config is not None:
             arguments.problems.append(Problem("given twice; a file can `include` others", name))
@@ -179,7 +181,7 @@ def _take_value(arguments: _Arguments, name: str, value: str) -> None:
     elif name == "--pidfile":
         if arguments.pidfile is not None:
             arguments.problems.append(Problem("given twice; keep one of the two", name))
-        arguments.pidfile = os.path.abspath(value)
+        arguments.pidfile = absolute(value)
     elif name in _KEY_OF:
         arguments.options.append((_KEY_OF[name], value, name))
     else:
@@ -235,7 +237,7 @@ def _run(config: Config, arguments: _Arguments) -> None:
     if arguments.config is None:
         run_foreground(config, None, os.environ)
         return
-    path = os.path.abspath(arguments.config)  # a daemon's working directory is another
+    path = absolute(arguments.config)  # a daemon's working directory is another
 
     def load_again() -> Config:
         return _load_file(arguments, path, os.environ)

@@ -354,6 +354,40 @@ def test_ctrl_c_before_there_is_a_daemon_is_a_failure(
     assert capsys.readouterr() == ("", "relayd: interrupted\n")
 
 
+@pytest.fixture
+def gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory that somebody has removed."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    return folder
+
+
+@pytest.mark.usefixtures("gone")
+def test_without_a_working_directory_addresses_still_work(started: list[Config]) -> None:
+    assert cli.main(["unix:/run/feed", ":2101", "-o", "dump_file=/dev/null"]) == 0
+    assert str(relay_of(started).source[0]) == "unix:/run/feed"
+
+
+@pytest.mark.usefixtures("gone")
+def test_without_a_working_directory_a_relative_address_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["192.0.2.1:1", "unix:feed"]) == 1
+    assert capsys.readouterr().err.endswith("cannot listen on unix:/proc/self/cwd/feed: No such file or directory\n")
+
+
+@pytest.mark.parametrize("option", ["--config", "--pidfile"])
+@pytest.mark.usefixtures("gone")
+def test_without_a_working_directory_a_relative_path_is_refused(
+    capsys: pytest.CaptureFixture[str], started: list[Config], tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "relayd.ini").write_text("[relay a]\nsource = 192.0.2.1:1\ndestination = :2\n")
+    words = {"--config": str(tmp_path / "relayd.ini"), "--pidfile": str(tmp_path / "pid"), option: "../relayd.ini"}
+    (line,) = complaints(capsys, "--foreground", *(part for pair in words.items() for part in pair))
+    assert line == f"{option}: the working directory has been removed; give an absolute path"
+    assert not started
+
+
 # -- --check ---------------------------------------------------------------------------------------------------
 
 

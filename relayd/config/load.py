@@ -24,6 +24,9 @@ PROBLEMS_MAX = 100
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # it stands in logs, file names and on terminals
 _COMMAND_LINE_RELAY = "relay"
 
+# Names the working directory, proc(5), one that has been removed too. Nothing is found in that, and who looks says so.
+REMOVED = "/proc/self/cwd"
+
 _WRONG = object()  # stands for a value that could not be made out, and was complained of
 
 Entries = Mapping[str, "tuple[str, str]"]  # key -> (value as written, place)
@@ -43,7 +46,7 @@ def load_file(path: str, environ: Mapping[str, str], daemon: bool = False) -> Co
             own = section.entries
         elif section.name == "defaults":
             defaults = section.entries
-    directory = os.path.dirname(os.path.abspath(path))
+    directory = os.path.dirname(absolute(path))
     values = loader.daemon_values(own, directory)
     sections += loader.included(path, values.pop("include", ""))
     relays = loader.relays(sections, defaults)
@@ -63,11 +66,19 @@ def load_command_line(options: Sequence[tuple[str, str, str]], environ: Mapping[
             loader.complain(f"{entries[key][1]} sets {key} already; keep one of the two", word)
         else:
             entries[key] = (value, word)
-    directory = os.getcwd()
+    directory = absolute(".")
     values = loader.daemon_values({}, directory)
     del values["include"]
     relay = loader.relay(_COMMAND_LINE_RELAY, "", entries, {})
     return loader.finish(values, [relay] if relay else [], "")
+
+
+def absolute(path: str) -> str:
+    """Return the path from the root on; below REMOVED where the working directory, at which it starts, is no more."""
+    try:
+        return os.path.abspath(path)
+    except OSError:
+        return os.path.normpath(os.path.join(REMOVED, path))
 
 
 def _position(problem: Problem) -> tuple[str, int]:
@@ -310,7 +321,7 @@ class _Loader:
 
     def _directory(self, place: str) -> str:
         """Return the directory of the file that a place is in: paths are as seen from there."""
-        return os.getcwd() if self._of_words else os.path.dirname(os.path.abspath(place.rpartition(":")[0]))
+        return absolute(".") if self._of_words else os.path.dirname(absolute(place.rpartition(":")[0]))
 
     def _default(self, key: Key, values: Mapping[str, Any]) -> Any:
         text = key.default or ""

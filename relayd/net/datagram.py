@@ -16,6 +16,7 @@ class DatagramSender:
 
         Who has it now is kept in mind, for the time when it leads nowhere: inside a chroot, under another user.
         """
+        self.full = False  # whether the last datagram was lost for want of room: somebody is there, who may yet take it
         self._address = address
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.setblocking(False)
@@ -24,12 +25,14 @@ class DatagramSender:
 
     def send(self, data: bytes) -> bool:
         """Send one datagram; whether somebody took it. The address is looked up anew: a restart is survived."""
+        self.full = False
         try:
             try:
                 self._sock.sendto(data, self._address)
             except _OUT_OF_SIGHT:
                 self._sock.send(data)
-        except OSError:
+        except OSError as error:
+            self.full = isinstance(error, BlockingIOError)
             return False
         return True
 

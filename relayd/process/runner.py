@@ -107,7 +107,7 @@ class _Runner:
             reactor = Reactor()
             self._stderr = LossyWriter(reactor, unshared(_STDERR)) if foreground else None
             self._log_targets = LogTargets(self._stderr)
-            self._notifier = Notifier(environ)
+            self._notifier = Notifier(environ, reactor.call_later)
         except OSError as error:
             raise StartError([f"cannot watch sockets: {error.strerror}"]) from error
         self._config = config

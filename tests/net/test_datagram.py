@@ -40,9 +40,11 @@ def test_f3_who_reads_nothing_is_not_awaited_and_heard_again_later(tmp_path: Pat
             taken += 1
             assert taken < 100_000
         assert not sender.send(b"x")
+        assert sender.full
         for _ in range(taken):
             taker.recv(2000)
         assert sender.send(b"again")
+        assert not sender.full
         assert taker.recv(2000) == b"again"
     sender.close()
 
@@ -50,6 +52,7 @@ def test_f3_who_reads_nothing_is_not_awaited_and_heard_again_later(tmp_path: Pat
 def test_f3_a_restart_is_survived(tmp_path: Path) -> None:
     sender = DatagramSender(str(tmp_path / "s"))
     assert not sender.send(b"nobody")
+    assert not sender.full
     for _ in range(2):
         with bound(str(tmp_path / "s")) as taker:
             assert sender.send(b"x")

@@ -39,7 +39,7 @@ class Living:
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.manager.bind(str(folder / "notify"))
         self.manager.setblocking(False)
-        self.notifier = Notifier({"NOTIFY_SOCKET": str(folder / "notify")})
+        self.notifier = Notifier({"NOTIFY_SOCKET": str(folder / "notify")}, self.house.reactor.call_later)
         house = self.house
         self.service = Service(self.load(), house.shared, self._end)
         self.controller = Controller(house.reactor, house.pool, house.shared.log.bind())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,14 +13,16 @@ import pytest
 
 from relayd.process.systemd import Notifier, listen_descriptors
 
+later: list[Callable[[], None]] = []  # what is to be called again
+
 
 @contextmanager
 def told(environ: dict[str, str]) -> Iterator[Notifier]:
     """A notifier, whose socket does not outlive the test."""
-    notifier = Notifier(environ)
+    notifier = Notifier(environ, lambda _seconds, call: later.append(call))
     yield notifier
-    if notifier._sender is not None:
-        notifier._sender.close()
+    notifier.close()
+    later.clear()
 
 
 class Manager:
@@ -92,6 +94,41 @@ def test_a_manager_that_reads_nothing_is_never_awaited(manager: Manager, notifie
     assert taken == len(manager.heard())
 
 
+def test_what_a_start_or_a_reload_waits_for_is_said_until_there_is_room(manager: Manager, notifier: Notifier) -> None:
+    def fill() -> None:
+        while notifier.send("WATCHDOG=1"):
+            pass
+
+    fill()
+    notifier.ready("first")
+    notifier.reloading()
+    notifier.ready("second")
+    (again,) = later
+    later.clear()
+    again()
+    assert later == [again]  # there is no room yet
+    assert {states[0] for states in manager.heard()} == {"WATCHDOG=1"}
+    again()
+    assert [states[0] for states in manager.heard()] == ["READY=1", "RELOADING=1", "READY=1"]
+    assert later == [again]
+    notifier.stopping()
+    assert manager.heard() == [["STOPPING=1"]]
+
+
+def test_who_never_takes_anything_is_told_the_newest(manager: Manager, notifier: Notifier) -> None:
+    while notifier.send("WATCHDOG=1"):
+        pass
+    for number in range(100):
+        notifier.reloading()
+        notifier.ready(str(number))
+    (again,) = later
+    manager.heard()
+    again()
+    heard = manager.heard()
+    assert [states[0] for states in heard] == ["RELOADING=1", "READY=1"] * 2
+    assert heard[-1][1] == "STATUS=99"
+
+
 def test_a_manager_that_is_restarted_is_found_again(tmp_path: Path) -> None:
     path = str(tmp_path / "notify")
     with told({"NOTIFY_SOCKET": path}) as notifier:
@@ -115,6 +152,7 @@ def test_nobody_there_is_harmless(address: str | None) -> None:
         notifier.reloading()
         notifier.stopping()
         assert notifier.watchdog_interval == 0
+        assert not later  # there is nobody to wait for
 
 
 def test_the_variables_are_taken_and_nothing_else() -> None:
@@ -136,7 +174,8 @@ def test_the_variables_are_taken_and_nothing_else() -> None:
     ],
 )  # fmt: skip
 def test_p24_the_watchdog_is_fed_twice_in_its_time_if_it_is_ours(environ: dict[str, str], seconds: float) -> None:
-    assert Notifier(environ).watchdog_interval == seconds
+    with told(environ) as notifier:
+        assert notifier.watchdog_interval == seconds
 
 
 # -- what is passed -----------------------------------------------------------------------------

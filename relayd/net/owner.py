@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, takewhile
 
 # Descriptors to look at, some twenty milliseconds. A reload looks while streams run, and some programs hold a hundred
 # thousand.
@@ -15,7 +15,7 @@ _LISTEN = "0A"  # the state TCP_LISTEN in /proc/net/tcp
 
 def listening_process(port: int) -> str:
     """Return "NAME (pid N)" of a process that listens on the TCP port, "" where it cannot be seen."""
-    inodes = {f"socket:[{inode}]" for inode in islice(_listening_inodes(port), _LOOKS_MAX) if inode}
+    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     if not inodes:
         return ""
     for pid, link in islice(_open_files(), _LOOKS_MAX):
@@ -25,12 +25,15 @@ def listening_process(port: int) -> str:
 
 
 def _listening_inodes(port: int) -> Iterator[str]:
-    """Yield the inodes of the sockets that listen on the port, and "" for each other socket."""
+    """Yield the inodes of the sockets that listen on the port."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             with open(table, encoding="utf-8") as lines:  # a codec that is loaded: there is no other in a chroot
-                for fields in map(str.split, lines):
-                    yield fields[9] if fields[1].endswith(f":{port:04X}") and fields[3] == _LISTEN else ""
+                next(lines, None)  # the headings
+                # Those that listen stand first; of the others there may be very many, those of the last minute included.
+                for fields in takewhile(lambda fields: fields[3] == _LISTEN, map(str.split, lines)):
+                    if fields[1].endswith(f":{port:04X}"):
+                        yield fields[9]
         except OSError:
             continue  # no IPv6, or no /proc in this sandbox: then the owner stays unknown
 

@@ -23,6 +23,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
 
+from relayd.net.epoll import EpollSelector
+
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
@@ -111,7 +113,7 @@ class Reactor:
         self._clock = clock
         self.now = clock()
         self._failed: Callable[[Exception], None] = _report
-        self._selector = selector or selectors.DefaultSelector()
+        self._selector = selector or EpollSelector()
         self._timers: list[tuple[float, int, TimerHandle]] = []
         self._sequence = itertools.count()  # keeps timers of one instant in the order they were set
         self._cancelled = 0

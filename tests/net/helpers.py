@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from relayd.net.epoll import EpollSelector
 from relayd.net.reactor import Reactor
 from relayd.net.transport import Transport
 from relayd.observe.targets import Fields, render_text
@@ -36,7 +37,7 @@ class FakeClock:
         return self.now
 
 
-class CountingSelector(selectors.DefaultSelector):
+class CountingSelector(EpollSelector):
     """Counts the waits that ended because something was ready."""
 
     wakeups = 0

@@ -9,10 +9,12 @@ import socket
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from relayd.address import Address, TcpAddress, UnixAddress
 from relayd.errors import StartError
 from relayd.net.owner import listening_process
+from relayd.net.resolver import Found, Lookup
 from relayd.net.sockets import SocketOptions, show_name
 
 
@@ -68,8 +70,9 @@ class ListenerPool:
     passed are in the pool from the start, are taken by their address, and never closed.
     """
 
-    def __init__(self, passed: Sequence[int] = ()) -> None:
+    def __init__(self, passed: Sequence[int] = (), lookup: Lookup = socket.getaddrinfo) -> None:
         """`passed` are the descriptors of the service manager's listening sockets."""
+        self._lookup = lookup
         self._adopted = [_adopted(fd) for fd in passed]
         self._listeners: dict[Address, Listener] = {}
 
@@ -81,7 +84,8 @@ class ListenerPool:
         listener = self._listeners.get(address)
         try:
             if listener is None:
-                listener = self._adopt(address, settings) or _open(address, settings)
+                names = self._names(address) if isinstance(address, TcpAddress) else []
+                listener = self._adopt(address, names, settings) or _open(address, names, settings)
                 self._listeners[address] = listener
         except OSError as error:
             raise StartError([f"cannot listen on {address}: {_explain(error, address)}"]) from error
@@ -107,9 +111,16 @@ class ListenerPool:
         """Return the names of passed sockets that no address has claimed."""
         return [show_name(sock.getsockname()) for sock in self._adopted]
 
-    def _adopt(self, address: Address, settings: ListenSettings) -> Listener | None:
+    def _names(self, address: TcpAddress) -> Found:
+        """Return (family, socket address) for all that the address stands for, each once; raises OSError."""
+        if not address.host:
+            return [(socket.AF_INET6, ("::", address.port)), (socket.AF_INET, ("0.0.0.0", address.port))]
+        found = self._lookup(address.host, address.port, 0, socket.SOCK_STREAM)
+        return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
+
+    def _adopt(self, address: Address, names: Found, settings: ListenSettings) -> Listener | None:
         """Return a listener of passed sockets for the address, None where none was passed."""
-        found = [sock for sock in self._adopted if _listens_for(sock, address)]
+        found = [sock for sock in self._adopted if _listens_for(sock, address, names)]
         if not found:
             return None
         self._adopted = [sock for sock in self._adopted if sock not in found]
@@ -123,50 +134,52 @@ def _adopted(fd: int) -> socket.socket:
     return sock
 
 
-def _listens_for(sock: socket.socket, address: Address) -> bool:
+def _listens_for(sock: socket.socket, address: Address, names: Found) -> bool:
     name = sock.getsockname()
     if isinstance(address, UnixAddress):
         return bool(name == address.path)
     if not isinstance(address, TcpAddress) or not isinstance(name, tuple) or name[1] != address.port:
         return False
     # A unit's ListenStream=PORT is one socket on [::] that takes IPv4 too, so it is the whole of ":port".
-    wanted = ("::", "0.0.0.0") if not address.host else [found[0] for _, found in _names(address)]
-    return name[0] in wanted
+    return name[0] in [wanted[0] for _, wanted in names]
 
 
-def _open(address: Address, settings: ListenSettings) -> Listener:
+def _open(address: Address, names: Found, settings: ListenSettings) -> Listener:
     """Bind and listen on the address, on all that its name stands for; raises OSError."""
-    sockets: list[socket.socket] = []
-    try:
-        if isinstance(address, UnixAddress):
-            sockets.append(_listen_unix(address.path, settings))
-        elif isinstance(address, TcpAddress):
-            for family, name in _names(address):
-                try:
-                    sockets.append(_listen_tcp(family, name, settings))
-                except OSError as error:
-                    if not address.host and error.errno in _NO_IPV6 and family == socket.AF_INET6:
-                        continue  # every address of this machine, and it has no IPv6
-                    raise
-    except OSError:
-        for sock in sockets:
-            sock.close()
-        raise
+    if isinstance(address, UnixAddress):
+        sockets = [_listen_unix(address.path, settings)]
+    else:
+        assert isinstance(address, TcpAddress)
+        sockets = _listen_on_each(names, settings, some=address.ip is None)
     return Listener(address, sockets, settings, adopted=False)
 
 
-_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+# What a name stands for and this machine has not: `::1 localhost` in /etc/hosts, and no IPv6.
+_NOT_HERE = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
-def _names(address: TcpAddress) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
-    """Return (family, socket address) for all that the address stands for, each once."""
-    if not address.host:
-        return [(socket.AF_INET6, ("::", address.port)), (socket.AF_INET, ("0.0.0.0", address.port))]
-    found = socket.getaddrinfo(address.host, address.port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
-    return [(entry[0], entry[4]) for entry in found]  # type: ignore[misc]
+def _listen_on_each(names: Found, settings: ListenSettings, some: bool) -> list[socket.socket]:
+    """Listen on all the names; with `some`, on those that this machine has, if there is one."""
+    sockets: list[socket.socket] = []
+    not_here: OSError | None = None
+    try:
+        for family, name in names:
+            try:
+                sockets.append(_listen_tcp(family, name, settings))
+            except OSError as error:
+                if not some or error.errno not in _NOT_HERE:
+                    raise
+                not_here = error
+        if not_here is not None and not sockets:
+            raise not_here
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
 
 
-def _listen_tcp(family: socket.AddressFamily, name: tuple[str, int], settings: ListenSettings) -> socket.socket:
+def _listen_tcp(family: socket.AddressFamily, name: Any, settings: ListenSettings) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         # A port in TIME_WAIT must not keep a restarted daemon out. Never SO_REUSEPORT: with it, a

@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,6 +155,49 @@ def test_an_empty_host_on_a_machine_without_ipv6_is_ipv4() -> None:
     )
     printed = in_namespace(code, "sysctl -q -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1")
     assert "('0.0.0.0', 5000)" in printed
+
+
+def named(*names: Any) -> ListenerPool:
+    """Return a pool for which every name stands for these socket addresses."""
+    families = {2: socket.AF_INET, 4: socket.AF_INET6}
+    found = [(families[len(name)], socket.SOCK_STREAM, socket.IPPROTO_TCP, "", name) for name in names]
+    return ListenerPool(lookup=lambda *_: found)
+
+
+def test_l2_a_name_with_the_same_address_twice_is_listened_on_once() -> None:
+    """Two lines of /etc/hosts, or two name services that both know it."""
+    port = free_port()
+    pool = named(("127.0.0.1", port), ("127.0.0.2", port), ("127.0.0.1", port))
+    listener = pool.take(TcpAddress("feed", port), SETTINGS)
+    assert [sock.getsockname()[0] for sock in listener.sockets] == ["127.0.0.1", "127.0.0.2"]
+    pool.close()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_l2_of_a_name_those_addresses_are_listened_on_that_this_machine_has(order: int) -> None:
+    """`::1 localhost` stands in /etc/hosts of containers that have no IPv6."""
+    port = free_port()
+    pool = named(*[("127.0.0.1", port), ("2001:db8::1", port, 0, 0), ("192.0.2.1", port)][::order])
+    listener = pool.take(TcpAddress("feed", port), SETTINGS)
+    assert [sock.getsockname() for sock in listener.sockets] == [("127.0.0.1", port)]
+    pool.close()
+
+
+def test_l2_a_name_of_another_host_says_so() -> None:
+    port = free_port()
+    with pytest.raises(
+        StartError, match=r"feed:\d+: Cannot assign requested address; no interface of this machine has it"
+    ):
+        named(("192.0.2.1", port), ("2001:db8::1", port, 0, 0)).take(TcpAddress("feed", port), SETTINGS)
+
+
+def test_l3_a_name_with_one_address_that_is_taken_is_refused_whole() -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.2", port)):
+        before = descriptors()
+        with pytest.raises(StartError, match="Address already in use"):
+            named(("127.0.0.1", port), ("127.0.0.2", port)).take(TcpAddress("feed", port), SETTINGS)
+        assert descriptors() == before
 
 
 def test_a_port_whose_old_connections_are_in_time_wait_can_be_taken_again() -> None:

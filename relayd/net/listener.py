@@ -71,9 +71,9 @@ class ListenerPool:
     """
 
     def __init__(self, passed: Sequence[int] = (), lookup: Lookup = socket.getaddrinfo) -> None:
-        """`passed` are the descriptors of the service manager's listening sockets."""
+        """`passed` are the descriptors of the service manager's sockets; raises StartError for what cannot be used."""
         self._lookup = lookup
-        self._adopted = [_adopted(fd) for fd in passed]
+        self._adopted = _adopted(passed)
         self._listeners: dict[Address, Listener] = {}
 
     def take(self, address: Address, settings: ListenSettings) -> Listener:
@@ -127,11 +127,34 @@ class ListenerPool:
         return Listener(address, found, settings, adopted=True)
 
 
-def _adopted(fd: int) -> socket.socket:
-    os.set_inheritable(fd, False)  # they come without CLOEXEC
-    sock = socket.socket(fileno=fd)
-    sock.setblocking(False)
-    return sock
+def _adopted(passed: Sequence[int]) -> list[socket.socket]:
+    """Return the passed sockets; raises StartError with all that accept no connections."""
+    reasons: list[str] = []
+    sockets = []
+    for fd in passed:
+        try:
+            os.set_inheritable(fd, False)  # they come without CLOEXEC
+            sock = socket.socket(fileno=fd)
+        except OSError as error:
+            reasons.append(f"descriptor {fd} of LISTEN_FDS cannot be listened on: {error.strerror}")
+            continue
+        sock.setblocking(False)
+        sockets.append(sock)
+        if not _accepts(sock):
+            reasons.append(
+                f"descriptor {fd} of LISTEN_FDS accepts no streams; the socket unit needs ListenStream= and Accept=no"
+            )
+    if reasons:
+        for sock in sockets:
+            sock.detach()  # who knows whose they are
+        raise StartError(reasons)
+    return sockets
+
+
+def _accepts(sock: socket.socket) -> bool:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX) or sock.type != socket.SOCK_STREAM:
+        return False
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _listens_for(sock: socket.socket, address: Address, names: Found) -> bool:

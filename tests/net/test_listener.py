@@ -616,3 +616,38 @@ def test_p23_what_was_not_passed_is_opened(passed: Passed, pools: Pools) -> None
     assert not listener.adopted
     pool.give_back(listener)
     assert not is_open(listener)
+
+
+@pytest.mark.parametrize("kind", ["datagram", "unix datagram", "seqpacket", "bound", "accepted"])
+def test_p23_a_passed_socket_that_accepts_no_streams_is_refused_by_its_number(passed: Passed, kind: str) -> None:
+    """It would be readable for ever: ListenDatagram=, or Accept=yes, where a stream was meant."""
+    family = socket.AF_INET if kind in ("datagram", "bound") else socket.AF_UNIX
+    types = {"datagram": socket.SOCK_DGRAM, "unix datagram": socket.SOCK_DGRAM, "seqpacket": socket.SOCK_SEQPACKET}
+    if kind == "accepted":
+        one, other = socket.socketpair()
+        passed.sockets.append(other)
+    else:
+        one = socket.socket(family, types.get(kind, socket.SOCK_STREAM))
+        one.bind(("127.0.0.1", 0) if family == socket.AF_INET else "")
+        if kind == "seqpacket":
+            one.listen()
+    fd = passed.add(one)
+    with pytest.raises(StartError) as caught:
+        ListenerPool([passed.tcp("127.0.0.1", free_port()), fd])
+    (reason,) = caught.value.reasons
+    assert reason.startswith(f"descriptor {fd} of LISTEN_FDS accepts no streams; the socket unit needs ListenStream=")
+    for fd in passed.fds:
+        os.fstat(fd)  # left as they were
+
+
+def test_p23_passed_descriptors_that_are_no_sockets_or_closed_are_all_told(passed: Passed, path: Path) -> None:
+    path.write_text("")
+    with path.open() as file:
+        closed = os.dup(file.fileno())
+        os.close(closed)
+        with pytest.raises(StartError) as caught:
+            ListenerPool([file.fileno(), closed])
+        assert caught.value.reasons == (
+            f"descriptor {file.fileno()} of LISTEN_FDS cannot be listened on: Socket operation on non-socket",
+            f"descriptor {closed} of LISTEN_FDS cannot be listened on: Bad file descriptor",
+        )

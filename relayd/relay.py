@@ -9,11 +9,10 @@ A changed configuration makes a new relay, which inherits what it can of the old
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relayd.address import Address
 from relayd.endpoints.endpoint import Endpoint
 from relayd.errors import StartError
 from relayd.inlet import Inlet
@@ -108,16 +107,6 @@ class Relay:
         self.stop_endpoints()
         if self._dump is not None:
             self._dump.close()
-
-    def yield_ports(self, wanted: Container[Address]) -> None:
-        """Give back the ports that are not wanted, before their time: another relay's address covers one."""
-        for endpoint in self._endpoints:
-            endpoint.yield_ports(wanted)
-
-    def reclaim_ports(self) -> None:
-        """Undo `yield_ports`; raises StartError where somebody was quicker."""
-        for endpoint in self._endpoints:
-            endpoint.reclaim_ports()
 
     def stop_endpoints(self) -> None:
         """Let no link come any more, and give the ports back."""

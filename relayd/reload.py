@@ -50,11 +50,6 @@ class Plan:
     needs_restart: tuple[str, ...]  # keys of [relayd] that changed and wait for the next start
 
     @property
-    def leaving(self) -> tuple[str, ...]:
-        """The names of the relays that run and will not run on as they are."""
-        return tuple(relay.name for relay in self.removed) + tuple(change.old.name for change in self.changed)
-
-    @property
     def empty(self) -> bool:
         """Whether no relay is touched."""
         return not (self.added or self.removed or self.changed)

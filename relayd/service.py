@@ -47,7 +47,9 @@ class Service:
         plan = diff(self.config, config)
         fresh = [(relay, Counters()) for relay in plan.added]
         changed = [(change.new, self._relays[change.new.name].counters) for change in plan.changed]
-        relays = self._opened_beside(plan, config, fresh + changed)
+        wanted = {address for relay in config.relays if relay.enabled for _, address in relay.listening}
+        with self._shared.pool.taking_over(wanted):
+            relays = self._opened(fresh + changed)
         self.config = config
         for gone in plan.removed:
             self._retire(self._relays.pop(gone.name))
@@ -113,28 +115,6 @@ class Service:
                 relay.discard()
             raise StartError(reasons)
         return relays
-
-    def _opened_beside(self, plan: Plan, config: Config, wanted: Sequence[tuple[RelayConfig, Counters]]) -> list[Relay]:
-        """Like `_opened`, beside the relays that run.
-
-        Where one that goes, or changes, stands in the way (it listens on 127.0.0.1:P, the new one on :P),
-        the ports that nobody wants any more are given up first, and had again if it is of no use.
-        """
-        try:
-            return self._opened(wanted)
-        except StartError:
-            leaving = [self._relays[name] for name in plan.leaving]
-            if not leaving:
-                raise
-        kept = {address for relay in config.relays if relay.enabled for _, address in relay.listening}
-        for relay in leaving:
-            relay.yield_ports(kept)
-        try:
-            return self._opened(wanted)
-        except StartError:
-            for relay in leaving:
-                relay.reclaim_ports()
-            raise
 
     def _add(self, relay: Relay) -> None:
         self._relays[relay.name] = relay

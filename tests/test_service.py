@@ -230,8 +230,7 @@ def test_r_l1_where_one_port_is_taken_nothing_changes_and_all_reasons_are_told(h
         assert [reason.partition(": ")[0] for reason in caught.value.reasons] == [
             f"[relay c] cannot listen on unix:{house.folder}/c.in"
         ]
-        # By name: a port that was given up for the new relays, and had again, is another file.
-        assert (running.service.relays, set(running.files()), running.service.config) == (before, set(files), config)
+        assert (running.service.relays, running.files(), running.service.config) == (before, files, config)
         source.send(b"one\n")
         assert house.receive(client, 4) == b"one\n"
         running.link("gone.in")
@@ -301,6 +300,26 @@ def test_r_a_listener_goes_over_to_a_wider_or_narrower_address_of_its_port(
     text = "[relay a]\nmode = listen-listen\nsource = unix:a.in\ndestination = {}:{}\n"
     with Linked(house, text.format(before, port)) as running:
         running.reload(text.format(after, port))
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            house.until(lambda: house.lines.having("event=connected", "client="))
+            running.link("a.in").send(b"one")
+            client.setblocking(False)
+            assert house.receive(client, 3) == b"one"
+
+
+@pytest.mark.parametrize(("before", "after"), [("127.0.0.1", ""), ("", "127.0.0.1")])
+def test_r_a_listener_that_made_way_for_a_configuration_that_is_refused_goes_on(
+    house: House, before: str, after: str
+) -> None:
+    port = free_port()
+    text = "[relay a]\nmode = listen-listen\nsource = unix:a.in\ndestination = {}:{}\n"
+    with Linked(house, text.format(before, port)) as running, socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(house.folder / "b.in"))
+        taken.listen()
+        with pytest.raises(StartError) as caught:
+            running.reload(text.format(after, port) + RELAY.format("b"))
+        (reason,) = caught.value.reasons
+        assert reason.startswith("[relay b] cannot listen on unix:")
         with socket.create_connection(("127.0.0.1", port)) as client:
             house.until(lambda: house.lines.having("event=connected", "client="))
             running.link("a.in").send(b"one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from relayd.address import Address, ReplayAddress
@@ -65,12 +65,6 @@ class ConnectEndpoint:
 
     def open(self) -> None:
         """Nothing can be refused here: what does not answer is tried again."""
-
-    def yield_ports(self, wanted: Container[Address]) -> None:
-        """There are none."""
-
-    def reclaim_ports(self) -> None:
-        """There are none."""
 
     def start(self) -> None:
         if not self._linked:

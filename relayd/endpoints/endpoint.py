@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from relayd.address import Address
 from relayd.net.pipe import Pipe
 from relayd.net.sockets import SocketOptions
 from relayd.net.transport import Buffer, TransportProtocol
@@ -76,12 +75,6 @@ class Endpoint(Protocol):
 
     def start(self) -> None:
         """Begin to bring links."""
-
-    def yield_ports(self, wanted: Container[Address]) -> None:
-        """Stop listening on what is not wanted, until `reclaim_ports`."""
-
-    def reclaim_ports(self) -> None:
-        """Listen again on what was yielded; raises StartError."""
 
     def adopt(self, transport: LinkTransport, former: Endpoint) -> None:
         """Take over a link that another end, of the configuration before, has brought."""

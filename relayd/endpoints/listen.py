@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from relayd.address import Address
@@ -103,57 +103,38 @@ class ListenEndpoint:
 
     def open(self) -> None:
         """Listen on all addresses, or on none: raises StartError with every reason."""
-        try:
-            self._take()
-        except StartError:
-            self.stop()
-            raise
-
-    def _take(self) -> None:
-        """Take the addresses that are not taken yet; raises StartError with every reason."""
         reasons: list[str] = []
         for address in self._addresses:
-            if address in self._listeners:
-                continue
             try:
                 self._listeners[address] = self._pool.take(address, self._settings)
             except StartError as error:
                 reasons += error.reasons
         if reasons:
+            self.stop()
             raise StartError(reasons)
 
     def start(self) -> None:
         for address, listener in self._listeners.items():
-            if address not in self._acceptors:
-                listener.retune(self._settings)
-                self._log.info("listening", address=address)
-                self._acceptors[address] = [
-                    Acceptor(self._reactor, sock, self._accepted, self._exhausted, self._owner.is_behind)
-                    for sock in listener.sockets
-                ]
-                for acceptor in self._acceptors[address]:
-                    acceptor.start()
-
-    def yield_ports(self, wanted: Container[Address]) -> None:
-        for address in [address for address in self._listeners if address not in wanted]:
-            self._give_back(address)
-
-    def reclaim_ports(self) -> None:
-        self._take()
-        self.start()
+            listener.retune(self._settings)
+            self._log.info("listening", address=address)
+            self._acceptors[address] = [
+                Acceptor(self._reactor, sock, self._accepted, self._exhausted, self._owner.is_behind)
+                for sock in listener.sockets
+            ]
+            for acceptor in self._acceptors[address]:
+                acceptor.start()
 
     def adopt(self, transport: LinkTransport, former: Endpoint) -> None:
         self._admission.entered(transport.peer)
         transport.retune(self._settings.options, self._linger_timeout)
 
     def stop(self) -> None:
-        for address in list(self._listeners):
-            self._give_back(address)
-
-    def _give_back(self, address: Address) -> None:
-        for acceptor in self._acceptors.pop(address, ()):
-            acceptor.close()
-        self._pool.give_back(self._listeners.pop(address))
+        for acceptors in self._acceptors.values():
+            for acceptor in acceptors:
+                acceptor.close()
+        for listener in self._listeners.values():
+            self._pool.give_back(listener)
+        self._acceptors, self._listeners = {}, {}
 
     def peer_name(self, transport: LinkTransport) -> str:
         return show_name(transport.peer)

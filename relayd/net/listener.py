@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,19 @@ class Listener:
             if isinstance(self.address, UnixAddress) and not self.adopted:
                 os.chmod(self.address.path, settings.unix_mode)
 
+    def overlapping(self, names: Found) -> list[socket.socket]:
+        """Return the sockets that keep one of the names from being listened on."""
+        return [sock for sock in self.sockets if any(_overlap(sock, family, name) for family, name in names)]
+
+    def make_way(self, sock: socket.socket) -> None:
+        """Listen no more on one of the sockets, and stay bound: others can have what it overlaps with."""
+        # Not close: a port that a service has bound as root cannot be bound again once it is somebody else.
+        sock.shutdown(socket.SHUT_RDWR)
+
+    def listen_again(self, sock: socket.socket) -> None:
+        """Undo `make_way`; raises OSError where another process was quicker."""
+        sock.listen(self._settings.backlog)
+
     def close(self) -> None:
         """Close the sockets, and remove a Unix socket's file where it is ours, and still there."""
         for sock in self.sockets:
@@ -75,6 +89,8 @@ class ListenerPool:
         self._lookup = lookup
         self._adopted = _adopted(passed)
         self._listeners: dict[Address, Listener] = {}
+        self._leaving: list[Listener] = []  # while another configuration takes over, those that it does not want
+        self._made_way: list[tuple[Listener, socket.socket]] = []
 
     def take(self, address: Address, settings: ListenSettings) -> Listener:
         """Return the listener of the address, opened where there is none; raises StartError.
@@ -85,7 +101,7 @@ class ListenerPool:
         try:
             if listener is None:
                 names = self._names(address) if isinstance(address, TcpAddress) else []
-                listener = self._adopt(address, names, settings) or _open(address, names, settings)
+                listener = self._adopt(address, names, settings) or self._open(address, names, settings)
                 self._listeners[address] = listener
         except OSError as error:
             raise StartError([f"cannot listen on {address}: {_explain(error, address)}"]) from error
@@ -98,6 +114,46 @@ class ListenerPool:
         if not listener.users and not listener.adopted:
             del self._listeners[listener.address]
             listener.close()
+
+    @contextlib.contextmanager
+    def taking_over(self, wanted: Container[Address]) -> Iterator[None]:
+        """Let listeners that are not wanted any more make way for those that are taken in the meantime.
+
+        127.0.0.1:P stands in the way of :P.  Where the block raises, all listen again that made way; where it
+        does not, their users are to give them back.
+        """
+        # What the service manager has passed is its socket, too.
+        unwanted = [listener for address, listener in self._listeners.items() if address not in wanted]
+        self._leaving = [listener for listener in unwanted if not listener.adopted]
+        try:
+            yield
+        except BaseException as error:
+            lost = self._listen_again()
+            if lost:
+                raise StartError([*getattr(error, "reasons", [repr(error)]), *lost]) from error
+            raise
+        finally:
+            self._leaving, self._made_way = [], []
+
+    def _make_way(self, names: Found) -> bool:
+        """Let those that are not wanted any more make way for the names; return whether one does."""
+        before = len(self._made_way)
+        for listener in self._leaving:
+            for sock in listener.overlapping(names):
+                if (listener, sock) not in self._made_way:
+                    listener.make_way(sock)
+                    self._made_way.append((listener, sock))
+        return len(self._made_way) > before
+
+    def _listen_again(self) -> list[str]:
+        """Undo all `make_way`; return the reasons for those where it cannot be done."""
+        lost = []
+        for listener, sock in self._made_way:
+            try:
+                listener.listen_again(sock)
+            except OSError as error:
+                lost.append(f"{listener.address} is not listened on any more: {_explain(error, listener.address)}")
+        return lost
 
     def close(self) -> None:
         """Close all there is: the process ends, or could not begin. The service manager has copies of its own."""
@@ -117,6 +173,14 @@ class ListenerPool:
             return [(socket.AF_INET6, ("::", address.port)), (socket.AF_INET, ("0.0.0.0", address.port))]
         found = self._lookup(address.host, address.port, 0, socket.SOCK_STREAM)
         return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
+
+    def _open(self, address: Address, names: Found, settings: ListenSettings) -> Listener:
+        try:
+            return _open(address, names, settings)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not self._make_way(names):
+                raise
+        return _open(address, names, settings)
 
     def _adopt(self, address: Address, names: Found, settings: ListenSettings) -> Listener | None:
         """Return a listener of passed sockets for the address, None where none was passed."""
@@ -200,6 +264,14 @@ def _listen_on_each(names: Found, settings: ListenSettings, some: bool) -> list[
             sock.close()
         raise
     return sockets
+
+
+def _overlap(sock: socket.socket, family: socket.AddressFamily, name: Any) -> bool:
+    """Whether the socket, while it listens, keeps others from listening on the name."""
+    own = sock.getsockname()
+    if sock.family != family or own[1] != name[1]:
+        return False
+    return own[0] == name[0] or any(ipaddress.ip_address(host).is_unspecified for host in (own[0], name[0]))
 
 
 def _listen_tcp(family: socket.AddressFamily, name: Any, settings: ListenSettings) -> socket.socket:

@@ -120,6 +120,33 @@ def test_p22_root_is_given_up(rig: Rig, public: Path) -> None:
 
 @row("P22", provoked="", required="")
 @needs_root
+def test_p22_a_low_port_outlives_a_reload_that_is_refused(rig: Rig, public: Path) -> None:
+    """It could not be bound again: it has to go on as it is, whatever the new configuration wants in its place."""
+    source_port, port = free_port(), low_port()
+    before, taken = relay("one", source_port, port), f"unix:{public}/relayd.ini"
+    with subreaper(), rig.site(before, user="nobody") as site:
+        site.start()
+        for refused, named in [
+            ([relay("one", source_port, 1023)], "127.0.0.1:1023"),
+            ([relay("one", source_port, free_port()), relay("two", free_port(), taken)], taken),
+            ([relay("one", source_port, f":{port}")], f":{port}"),
+        ]:
+            site.configure(*refused)
+            site.file.chmod(0o644)
+            answer = site.ask("reload")
+            assert not answer["ok"] and f"cannot listen on {named}: " in answer["error"], answer
+            with Links(site, "one", source_port, port) as links:
+                links.carry()
+        site.configure(before)
+        site.file.chmod(0o644)
+        site.reload()
+        with Links(site, "one", source_port, port) as links:
+            links.carry()
+        stop(site)
+
+
+@row("P22", provoked="", required="")
+@needs_root
 def test_p22_who_cannot_give_up_root_does_not_run(rig: Rig) -> None:
     """Root in a sandbox that has taken CAP_SETUID and CAP_SETGID."""
     needs("setpriv")

@@ -431,6 +431,94 @@ def test_r_taking_again_applies_what_can_be_changed_while_listening(path: Path) 
     pool.close()
 
 
+def take_and_be_refused(pool: ListenerPool, *addresses: TcpAddress, meanwhile: Callable[[], object] = bool) -> None:
+    """Take the addresses of another configuration that is refused in the end, as a service does; raises StartError."""
+    with pool.taking_over(addresses):
+        for address in addresses:
+            pool.give_back(pool.take(address, SETTINGS))
+        meanwhile()
+        raise StartError(["the first"])
+
+
+WIDER_OR_NARROWER = [
+    ("127.0.0.1", ""), ("", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("::1", "::"),
+    ("::", "::1"), ("127.0.0.1", "localhost"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), WIDER_OR_NARROWER)
+def test_r_what_stands_in_the_way_of_its_successor_listens_again_where_that_is_refused(before: str, after: str) -> None:
+    pool, port = ListenerPool(), free_port()
+    former = pool.take(TcpAddress(before, port), SETTINGS)
+    sockets = [(sock.fileno(), sock.getsockname()) for sock in former.sockets]
+    with pytest.raises(StartError, match=r"\Athe first\Z"):
+        take_and_be_refused(pool, TcpAddress(after, port))
+    # The same sockets, never closed: who has given up root could not bind a low port again.
+    assert [(sock.fileno(), sock.getsockname()) for sock in former.sockets] == sockets
+    for sock in former.sockets:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(sock.getsockname()[0], sock.getsockname()[0])
+        assert connected(host, port)
+        sock.accept()[0].close()
+    pool.give_back(former)
+
+
+@pytest.mark.parametrize(("before", "after"), WIDER_OR_NARROWER)
+def test_r_what_stands_in_the_way_of_its_successor_makes_way(before: str, after: str) -> None:
+    pool, port = ListenerPool(), free_port()
+    former = pool.take(TcpAddress(before, port), SETTINGS)
+    with pool.taking_over([TcpAddress(after, port)]):
+        following = pool.take(TcpAddress(after, port), SETTINGS)
+    pool.give_back(former)
+    sock = following.sockets[-1]
+    assert connected({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(sock.getsockname()[0], sock.getsockname()[0]), port)
+    sock.accept()[0].close()
+    pool.give_back(following)
+
+
+def test_r_only_what_overlaps_makes_way_and_not_for_what_others_have() -> None:
+    """Who waits in the backlog of any other listener is not turned away."""
+    pool, port = ListenerPool(), free_port()
+    former = [pool.take(TcpAddress(host, port), SETTINGS) for host in ("127.0.0.1", "::1")]
+    with (
+        socket.create_server(("127.0.0.2", port)),
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE),
+        socket.create_connection(("::1", port), timeout=PATIENCE),
+    ):
+        with pytest.raises(StartError, match="Address already in use"):
+            take_and_be_refused(pool, TcpAddress("127.0.0.2", port))
+        for listener in former:
+            listener.sockets[0].accept()[0].close()
+    pool.close()
+
+
+def test_r_what_is_wanted_makes_no_way() -> None:
+    pool, port = ListenerPool(), free_port()
+    addresses = [TcpAddress(host, port) for host in ("127.0.0.1", "")]
+    stays = pool.take(addresses[0], SETTINGS)
+    with pytest.raises(StartError, match="Address already in use"):
+        take_and_be_refused(pool, *addresses)
+    assert connected("127.0.0.1", port)
+    pool.give_back(stays)
+
+
+def test_r_what_another_process_has_taken_meanwhile_is_told_and_the_rest_listens_again() -> None:
+    pool, ports = ListenerPool(), [free_port(), free_port()]
+    former = [pool.take(TcpAddress("127.0.0.1", port), SETTINGS) for port in ports]
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(StartError) as caught:
+            take_and_be_refused(
+                pool,
+                *[TcpAddress("0.0.0.0", port) for port in ports],
+                meanwhile=lambda: stack.enter_context(socket.create_server(("127.0.0.1", ports[0]))),
+            )
+        first, second = caught.value.reasons
+        assert first == "the first"
+        assert second.startswith(f"127.0.0.1:{ports[0]} is not listened on any more: Address already in use")
+        assert connected("127.0.0.1", ports[1])
+    for listener in former:
+        pool.give_back(listener)
+
+
 def test_l1_an_address_that_cannot_be_had_leaves_nothing_in_the_pool() -> None:
     pool = ListenerPool()
     with socket.create_server(("127.0.0.1", 0)) as taken:

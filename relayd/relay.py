@@ -103,7 +103,7 @@ class Relay:
             raise StartError([f"[relay {self.name}] {reason}" for reason in reasons])
 
     def discard(self) -> None:
-        """Give back what `open` took: the relay will not start."""
+        """Give back what `open` took, if only a part: the relay will not start."""
         self.stop_endpoints()
         if self._dump is not None:
             self._dump.close()

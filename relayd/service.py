@@ -103,17 +103,18 @@ class Service:
         """Return relays that have their ports and files; raises StartError with all reasons, and then none has."""
         relays = [build_relay(config, self._shared, counters) for config, counters in wanted]
         reasons: list[str] = []
-        opened = []
-        for relay in relays:
-            try:
-                relay.open()
-                opened.append(relay)
-            except StartError as error:
-                reasons += error.reasons
-        if reasons:
-            for relay in opened:
+        try:
+            for relay in relays:
+                try:
+                    relay.open()
+                except StartError as error:
+                    reasons += error.reasons
+            if reasons:
+                raise StartError(reasons)
+        except BaseException:
+            for relay in relays:
                 relay.discard()
-            raise StartError(reasons)
+            raise
         return relays
 
     def _add(self, relay: Relay) -> None:

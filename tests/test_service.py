@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from relayd.address import Address
 from relayd.errors import StartError
+from relayd.net.listener import Listener, ListenerPool, ListenSettings
 from relayd.reload import Plan
 from relayd.service import Service
 from tests.fakes import House
@@ -249,6 +251,25 @@ def test_r_a_reload_that_is_not_done_leaves_the_mode_of_a_socket_that_stays(hous
         with pytest.raises(StartError):
             running.reload(LINE.format("a") + "unix_mode = 0666\n" + LINE.format("b"))
         assert (house.folder / "a.out").stat().st_mode & 0o777 == 0o600
+
+
+def test_r_what_nobody_has_thought_of_changes_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Linked(house, LINE.format("a")) as running:
+        before, files, config = running.service.relays, running.files(), running.service.config
+        take = ListenerPool.take
+
+        def fail_at_the_last(pool: ListenerPool, address: Address, settings: ListenSettings) -> Listener:
+            if str(address).endswith("c.in"):
+                raise LookupError("unknown encoding")
+            return take(pool, address, settings)
+
+        monkeypatch.setattr(ListenerPool, "take", fail_at_the_last)
+        with pytest.raises(LookupError):
+            running.reload("".join(map(LINE.format, "bc")))
+        assert (running.service.relays, running.files(), running.service.config) == (before, files, config)
+        monkeypatch.undo()
+        running.reload("".join(map(LINE.format, "bc")))
+        running.link("c.in")
 
 
 def test_r_a_dump_file_that_cannot_be_had_changes_nothing(house: House) -> None:

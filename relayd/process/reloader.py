@@ -67,6 +67,9 @@ class Reloader:
             reasons = tuple(map(str, error.problems))
         except StartError as error:
             reasons = error.reasons
+        except Exception as error:  # nobody has thought of it; what runs goes on
+            self._log.failed(error)
+            reasons = (f"internal error, its traceback is in the log: {error!r}",)
         finally:
             # The INI parser's objects refer to each other: megabytes of them would stay until the garbage collector
             # comes, which an idle daemon gives no reason to.
@@ -78,7 +81,7 @@ class Reloader:
         return reasons
 
     def _apply(self) -> Plan:
-        """Raises ConfigError or StartError, and then nothing has changed."""
+        """Raises ConfigError, StartError or what nobody has thought of, and then nothing has changed."""
         if self._load is None:
             raise StartError(["there is no configuration file to read again"])
         config, before = self._load(), self._service.config
@@ -88,7 +91,7 @@ class Reloader:
         try:
             listener = self._controller.take(config.control, config.control_mode)
             plan = self._service.reload(config)
-        except StartError:
+        except BaseException:
             self._controller.give_back(listener)
             if moved:
                 target.close()

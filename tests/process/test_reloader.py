@@ -296,6 +296,27 @@ def test_p10_refused_reloads_leave_no_descriptor(living: Living) -> None:
     assert len(descriptors()) == before
 
 
+@pytest.mark.parametrize("step", ["load", "reload"])
+def test_p8_what_nobody_has_thought_of_changes_nothing_and_is_told(
+    living: Living, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    (relay,) = living.service.relays
+
+    def fail(*_: object) -> None:
+        raise LookupError("unknown encoding: idna")
+
+    if step == "reload":
+        monkeypatch.setattr(living.service, "reload", fail)
+    else:
+        living.reloader = living.new(fail)  # type: ignore[arg-type]
+    (reason,) = living.reload(f"[relayd]\ncontrol = {living.house.folder}/control\n" + RELAY.format("b"))
+    assert reason == "internal error, its traceback is in the log: LookupError('unknown encoding: idna')"
+    assert living.reloader.failure == reason
+    (failure,) = living.logged("event=internal_error", "idna")
+    living.house.lines.lines.remove(failure)
+    unchanged(living, relay)
+
+
 def test_p11_while_it_stops_nothing_is_read_again(living: Living) -> None:
     with living.house.connect("a.out"):
         living.house.until(lambda: living.logged("event=connected"))

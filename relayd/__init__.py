@@ -34,7 +34,8 @@ Who is who, in the order of reading:
     tape.py         the newest part of a stream;  history.py  what of it those get who join
     trial.py        whether a destination that half-closed still takes anything
     breakoff.py     ends a link so that it cannot be taken for the end of the stream
-    net/            bytes in and out of descriptors: reactor, transport, connector, acceptor, listener, resolver, pipe
+    net/            bytes in and out of descriptors: reactor, transport, connector, acceptor, listener, resolver,
+                    lookups, pipe
     wire/           what bytes mean: chunks, framings.  No sockets, no clock
     policy/         decisions: backoff, overflow, history, access, returns, loops.  No bytes, no sockets
     observe/        what can be seen: log, dump, counters

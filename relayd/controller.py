@@ -54,8 +54,8 @@ class Controlled(Protocol):
     def status(self) -> dict[str, Any]:
         """Return the whole snapshot."""
 
-    def reload(self) -> dict[str, Any]:
-        """Read the configuration again, now."""
+    def reload(self, ended: Callable[[dict[str, Any] | RefusedError], None]) -> None:
+        """Read the configuration again; `ended(the answer's fields, or why not)` is called when that is over."""
 
     def stop(self) -> dict[str, Any]:
         """Stop gracefully, as SIGTERM does."""
@@ -157,6 +157,7 @@ class Caller:
         self._waiting: deque[bytes] = deque()
         self._stop_watching: Callable[[], None] | None = None
         self.watching = ""  # the relay whose dump it gets
+        self._reloading = False  # and nothing else is answered before that is
         self._timer: TimerHandle = controller.reactor.call_later(_IDLE, self.finish)
 
     # -- for the transport ------------------------------------------------------------------------
@@ -192,8 +193,9 @@ class Caller:
     def _answer_some(self) -> None:
         """Answer what waits, so much a turn that the streams hardly notice, and then read on."""
         for _ in range(min(len(self._waiting), _ANSWERS_PER_TURN)):
-            self._answer(self._waiting.popleft())
-        if not self._transport.open:
+            if not self._reloading:
+                self._answer(self._waiting.popleft())
+        if self._reloading or not self._transport.open:
             return
         if self._waiting:
             self._controller.reactor.call_later(0.0, self._answer_some)
@@ -203,10 +205,24 @@ class Caller:
     def _answer(self, line: bytes) -> None:
         self._timer.cancel()
         try:
-            answer = {"ok": True, **self._perform(_parsed(line))}
+            request = _parsed(line)
+            if request.get("command") == "reload":
+                self._reloading = True
+                self._controller.controlled.reload(self._reloaded)
+                return
+            self._reply(self._perform(request))
         except RefusedError as refusal:
-            answer = {"ok": False, "error": str(refusal)}
-        self._answers.put(json.dumps(answer).encode() + b"\n", 0, "")
+            self._reply(refusal)
+
+    def _reloaded(self, answer: dict[str, Any] | RefusedError) -> None:
+        self._reloading = False
+        if self._transport.open:
+            self._reply(answer)
+            self._controller.reactor.call_later(0.0, self._answer_some)  # if that took its time, nobody else does
+
+    def _reply(self, answer: dict[str, Any] | RefusedError) -> None:
+        told = {"ok": False, "error": str(answer)} if isinstance(answer, RefusedError) else {"ok": True, **answer}
+        self._answers.put(json.dumps(told).encode() + b"\n", 0, "")
         if self._stop_watching is None:
             self._timer = self._controller.reactor.call_later(_IDLE, self.finish)
 
@@ -215,8 +231,6 @@ class Caller:
         command = request.get("command")
         if command == "status":
             return {"status": controlled.status()}
-        if command == "reload":
-            return controlled.reload()
         if command == "stop":
             return controlled.stop()
         if command == "kick":

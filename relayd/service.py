@@ -6,13 +6,16 @@ taken is given back and nothing has changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from relayd import __version__
+from relayd.address import TcpAddress
 from relayd.build import Surroundings, build_relay
 from relayd.config.settings import Config, RelayConfig
 from relayd.errors import StartError
+from relayd.net.resolver import Answer
 from relayd.observe.counters import Counters
 from relayd.relay import Relay
 from relayd.reload import Change, Plan, diff
@@ -42,13 +45,16 @@ class Service:
             self._add(relay)
             relay.start()
 
-    def reload(self, config: Config) -> Plan:
+    def to_look_up(self, config: Config) -> list[TcpAddress]:
+        """Return the addresses whose names `reload` would wait for, if it were not given the answers."""
+        return self._shared.pool.to_look_up(config.listening)
+
+    def reload(self, config: Config, answers: Mapping[TcpAddress, Answer] = MappingProxyType({})) -> Plan:
         """Go over to another configuration; raises StartError, and then nothing has changed."""
         plan = diff(self.config, config)
         fresh = [(relay, Counters()) for relay in plan.added]
         changed = [(change.new, self._relays[change.new.name].counters) for change in plan.changed]
-        wanted = {address for relay in config.relays if relay.enabled for _, address in relay.listening}
-        with self._shared.pool.taking_over(wanted):
+        with self._shared.pool.taking_over(config.listening, answers):
             relays = self._opened(fresh + changed)
         self.config = config
         for gone in plan.removed:

@@ -33,14 +33,18 @@ class FakeControlled:
         self.calls: list[tuple[str, ...]] = []
         self.snapshot: dict[str, Any] = {"pid": 1}
         self.watchers: list[DumpTarget] = []
+        self.reloads: list[Callable[[dict[str, Any] | RefusedError], None]] | None = None  # those that take their time
 
     def status(self) -> dict[str, Any]:
         self.calls.append(("status",))
         return self.snapshot
 
-    def reload(self) -> dict[str, Any]:
+    def reload(self, ended: Callable[[dict[str, Any] | RefusedError], None]) -> None:
         self.calls.append(("reload",))
-        raise RefusedError("f:3: broken\nf:4: too")
+        if self.reloads is None:
+            ended(RefusedError("f:3: broken\nf:4: too"))
+        else:
+            self.reloads.append(ended)
 
     def stop(self) -> dict[str, Any]:
         self.calls.append(("stop",))
@@ -551,3 +555,31 @@ def test_dump_off_ends_every_dump_of_that_relay_and_no_other(control: Control) -
     for caller in (one, two):
         caller.settimeout(20)
         assert caller.recv(1) == b"", "it is let go"
+
+
+def test_a_reload_that_takes_its_time_is_answered_when_it_is_over_and_the_rest_in_its_order(control: Control) -> None:
+    reloads = control.daemon.reloads = []
+    slow = control.caller()
+    slow.send(b'{"command": "reload"}\n' + ASK * 6)
+    slow.shutdown(socket.SHUT_WR)  # it has no more to ask, and still gets all answers
+    control.loop.until(lambda: reloads)
+    other = control.caller()
+    other.send(ASK)
+    assert control.answers(other)[0]["ok"]  # others do not wait
+    assert control.daemon.calls == [("reload",), ("status",)]
+    reloads[0]({"summary": "1 of 1 sources up"})
+    answers = control.answers(slow, 7)
+    assert answers[0] == {"ok": True, "summary": "1 of 1 sources up"}
+    assert [answer["status"] for answer in answers[1:]] == [control.daemon.snapshot] * 6
+    assert control.bytes_until(slow, b"") == b""
+
+
+def test_who_hangs_up_during_a_reload_is_let_go_after_it(control: Control) -> None:
+    reloads = control.daemon.reloads = []
+    caller = control.caller()
+    caller.send(b'{"command": "reload"}\n' + ASK)
+    control.loop.until(lambda: reloads)
+    caller.close()
+    control.loop.turn(0)
+    reloads[0](RefusedError("too late"))
+    control.wait_end()

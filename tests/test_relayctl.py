@@ -365,7 +365,7 @@ def test_kick(capsys: Capture, daemon: Daemon) -> None:
 
 
 def test_reload(capsys: Capture, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "reload", lambda: {"summary": "3 of 4 sources up"})
+    monkeypatch.setattr(daemon, "reload", lambda ended: ended({"summary": "3 of 4 sources up"}))
     assert main(["reload"]) == 0
     assert capsys.readouterr().out == "reloaded: 3 of 4 sources up\n"
 

@@ -127,6 +127,11 @@ class Config:
     path: str = ""  # the file it came from, "" for a command line
     secret_keys: frozenset[str] = field(default=frozenset(), compare=False)  # of the daemon's own, as in RelayConfig
 
+    @property
+    def listening(self) -> list[Address]:
+        """Every address that relays listen on."""
+        return [address for relay in self.relays if relay.enabled for _, address in relay.listening]
+
 
 def is_unpaced(source: tuple[Address, ...]) -> bool:
     """Whether one of the addresses is a replay without a rate."""

@@ -8,14 +8,14 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from relayd.address import Address, TcpAddress, UnixAddress
 from relayd.errors import StartError
 from relayd.net.owner import listening_process
-from relayd.net.resolver import Found, Lookup
+from relayd.net.resolver import Answer, Found, Lookup
 from relayd.net.sockets import SocketOptions, show_name
 
 
@@ -91,6 +91,7 @@ class ListenerPool:
         self._listeners: dict[Address, Listener] = {}
         self._leaving: list[Listener] = []  # while another configuration takes over, those that it does not want
         self._made_way: list[tuple[Listener, socket.socket]] = []
+        self._answers: Mapping[TcpAddress, Answer] = {}
 
     def take(self, address: Address, settings: ListenSettings) -> Listener:
         """Return the listener of the address, opened where there is none; raises StartError.
@@ -115,16 +116,23 @@ class ListenerPool:
             del self._listeners[listener.address]
             listener.close()
 
+    def to_look_up(self, addresses: Iterable[Address]) -> list[TcpAddress]:
+        """Return those that to take now would block: they have names that were not looked up, for `taking_over`."""
+        fresh = [address for address in addresses if address not in self._listeners]
+        named = [address for address in fresh if isinstance(address, TcpAddress) and address.host and not address.ip]
+        return list(dict.fromkeys(named))
+
     @contextlib.contextmanager
-    def taking_over(self, wanted: Container[Address]) -> Iterator[None]:
+    def taking_over(self, wanted: Iterable[Address], answers: Mapping[TcpAddress, Answer]) -> Iterator[None]:
         """Let listeners that are not wanted any more make way for those that are taken in the meantime.
 
         127.0.0.1:P stands in the way of :P.  Where the block raises, all listen again that made way; where it
-        does not, their users are to give them back.
+        does not, their users are to give them back.  `answers`: to the look-ups of those `to_look_up`.
         """
+        unwanted = self._listeners.keys() - set(wanted)
         # What the service manager has passed is its socket, too.
-        unwanted = [listener for address, listener in self._listeners.items() if address not in wanted]
-        self._leaving = [listener for listener in unwanted if not listener.adopted]
+        self._leaving = [self._listeners[address] for address in unwanted if not self._listeners[address].adopted]
+        self._answers = answers
         try:
             yield
         except BaseException as error:
@@ -133,7 +141,7 @@ class ListenerPool:
                 raise StartError([*getattr(error, "reasons", [repr(error)]), *lost]) from error
             raise
         finally:
-            self._leaving, self._made_way = [], []
+            self._leaving, self._made_way, self._answers = [], [], {}
 
     def _make_way(self, names: Found) -> bool:
         """Let those that are not wanted any more make way for the names; return whether one does."""
@@ -171,8 +179,15 @@ class ListenerPool:
         """Return (family, socket address) for all that the address stands for, each once; raises OSError."""
         if not address.host:
             return [(socket.AF_INET6, ("::", address.port)), (socket.AF_INET, ("0.0.0.0", address.port))]
-        found = self._lookup(address.host, address.port, 0, socket.SOCK_STREAM)
-        return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
+        answer = self._answers.get(address)
+        if answer is None:
+            found = self._lookup(address.host, address.port, 0, socket.SOCK_STREAM)
+            answer = [(entry[0], entry[4]) for entry in found]
+        if isinstance(answer, OSError):
+            raise answer
+        if isinstance(answer, Exception):
+            raise OSError(str(answer)) from answer
+        return list(dict.fromkeys(answer))
 
     def _open(self, address: Address, names: Found, settings: ListenSettings) -> Listener:
         try:

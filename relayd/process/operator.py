@@ -39,12 +39,11 @@ class Operator:
             **self._service.status(),
         }
 
-    def reload(self) -> dict[str, Any]:
-        """Read the configuration again, now."""
-        reasons = self._reloader.reload()
-        if reasons:
-            raise RefusedError("\n".join(reasons))
-        return {"summary": self._service.summary()}
+    def reload(self, ended: Callable[[dict[str, Any] | RefusedError], None]) -> None:
+        """Read the configuration again; `ended(the answer's fields, or why not)` is called when that is over."""
+        self._reloader.reload(
+            lambda reasons: ended(RefusedError("\n".join(reasons)) if reasons else {"summary": self._service.summary()})
+        )
 
     def stop(self) -> dict[str, Any]:
         """Stop gracefully, as SIGTERM does, once the answer is under way."""

@@ -118,6 +118,7 @@ class _Runner:
         self._status_pending = False
         self._log: EventLog
         self._service: Service
+        self._reloader: Reloader
 
     def run(self, ready: Callable[[], None]) -> None:
         """Run until stopped; `ready()` is called once every port is bound. Raises StartError before that."""
@@ -145,13 +146,16 @@ class _Runner:
         reactor.on_failure(log.failed)
         reactor.lag.tell(_LAG_LOGGED, self._lagged)
         self._tell_circumstances(log.bind())
+        resolver = Resolver(reactor)
         shared = Surroundings(
-            reactor, Resolver(reactor), self._pool, LoopGuard(), log, self._stdout, max_links, self._links_changed
+            reactor, resolver, self._pool, LoopGuard(), log, self._stdout, max_links, self._links_changed
         )
         service = self._service = Service(config, shared, self._ended)
         self._controller = Controller(reactor, self._pool, log.bind())
         make_target = self._log_targets.make
-        reloader = Reloader(reactor, self._load, make_target, service, self._controller, log, self._notifier)
+        reloader = self._reloader = Reloader(
+            reactor, resolver, self._load, make_target, service, self._controller, log, self._notifier
+        )
         signals = Signals(reactor, {
             signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
             signal.SIGHUP: reloader.request, signal.SIGUSR1: self._reopen,
@@ -205,6 +209,7 @@ class _Runner:
     # -- events -----------------------------------------------------------------------------------
 
     def _stop(self) -> None:
+        self._reloader.stop()
         self._notifier.stopping()
         self._service.stop()
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.support import (
     PATIENCE,
     SLOWNESS,
     Namespace,
+    Stopwatch,
     check_keyed,
     free_port,
     keyed,
@@ -181,6 +183,36 @@ def test_d1_name_servers_that_are_silent(rig: Rig) -> None:
                 reset_connection(client)
             reset_connection(source)
             rig.saw(f"the literal one after {1000 * took:.0f} ms; {threads - 1} threads")
+
+
+@row("D1", provoked="", required="")
+def test_d1_a_reload_with_a_name_to_listen_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")
+    one = relay("one", "unix:one.in", "unix:one.out")
+    with Namespace() as namespace, silent_name_server(namespace, rig.folder):
+        with (
+            rig.daemon(one, namespace=namespace) as site,
+            ThreadPoolExecutor() as pool,
+            contextlib.ExitStack() as stack,
+        ):
+            source, client = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
+            source.connect(str(rig.folder / "one.in"))
+            client.connect(str(rig.folder / "one.out"))
+            wait_until(lambda: len(site.lines("relay=one", "event=connected")) == 2)
+            site.configure(one, relay("dead", "unix:dead.in", f"dead.example:{free_port()}"), rig.control_relay)
+            answer = pool.submit(site.ask, "reload")
+            cells, longest = 0, 0.0
+            while not answer.done():
+                watch = Stopwatch()
+                source.sendall(keyed("feed", cells, 1))
+                assert receive(client, CELL) == keyed("feed", cells, 1)
+                cells, longest = cells + 1, max(longest, watch.seconds())
+            assert re.search(r"cannot listen on dead.example:\d+: ", answer.result()["error"]), answer.result()
+            assert longest < 0.5 * SLOWNESS
+            for sock in (source, client):
+                reset_connection(sock)
+            site.configure(one, rig.control_relay)
+        rig.saw(f"a reload waits for them, and a stream {1000 * longest:.0f} ms at most")
 
 
 @row(

@@ -433,7 +433,7 @@ def test_r_taking_again_applies_what_can_be_changed_while_listening(path: Path) 
 
 def take_and_be_refused(pool: ListenerPool, *addresses: TcpAddress, meanwhile: Callable[[], object] = bool) -> None:
     """Take the addresses of another configuration that is refused in the end, as a service does; raises StartError."""
-    with pool.taking_over(addresses):
+    with pool.taking_over(addresses, {}):
         for address in addresses:
             pool.give_back(pool.take(address, SETTINGS))
         meanwhile()
@@ -466,7 +466,7 @@ def test_r_what_stands_in_the_way_of_its_successor_listens_again_where_that_is_r
 def test_r_what_stands_in_the_way_of_its_successor_makes_way(before: str, after: str) -> None:
     pool, port = ListenerPool(), free_port()
     former = pool.take(TcpAddress(before, port), SETTINGS)
-    with pool.taking_over([TcpAddress(after, port)]):
+    with pool.taking_over([TcpAddress(after, port)], {}):
         following = pool.take(TcpAddress(after, port), SETTINGS)
     pool.give_back(former)
     sock = following.sockets[-1]
@@ -537,6 +537,52 @@ def test_close_closes_what_is_still_used_and_removes_its_file(path: Path) -> Non
     assert not path.exists()
     assert descriptors() == before
     pool.close()
+
+
+def test_d1_what_has_to_be_looked_up_is_known_before_and_asked_once(tmp_path: Path) -> None:
+    """A reload has the answers already: the pool, whose look-ups block, must not ask again."""
+    asked: list[object] = []
+
+    def lookup(host: str, port: int, *_: object) -> list[Any]:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    pool, port = ListenerPool(lookup=lookup), free_port()
+    feed, other = TcpAddress("feed", port), TcpAddress("other", free_port())
+    literals = [
+        UnixAddress(str(tmp_path / "s")),
+        TcpAddress("127.0.0.1", port),
+        TcpAddress("", port),
+        TcpAddress("::1", 1),
+    ]
+    assert pool.to_look_up([*literals, feed, other, feed]) == [feed, other]
+    with pool.taking_over([feed], {feed: [(socket.AF_INET, ("127.0.0.1", port))]}):
+        pool.take(feed, SETTINGS)
+    assert asked == []
+    assert connected("127.0.0.1", port)
+    assert pool.to_look_up([feed, other]) == [other]
+    with pool.taking_over([feed], {}):
+        pool.take(feed, SETTINGS)
+    pool.take(other, SETTINGS)  # at the start, it may block
+    assert asked == ["other"]
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "Temporary failure"),
+        (LookupError("no idna"), "no idna"),
+    ],
+)
+def test_d1_an_error_instead_of_an_answer_is_the_reason(answer: Exception, reason: str) -> None:
+    feed = TcpAddress("feed", free_port())
+    pool = ListenerPool()
+    with (
+        pytest.raises(StartError, match=f"cannot listen on {feed}: {reason}"),
+        pool.taking_over([feed], {feed: answer}),
+    ):
+        pool.take(feed, SETTINGS)
 
 
 class Passed:

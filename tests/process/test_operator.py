@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,8 +65,18 @@ def test_the_status_is_json_and_holds_the_daemon(living: Living, operator: Opera
     assert 0 <= status["loop_lag"]["last"] <= status["loop_lag"]["max"] + 0.0001
 
 
+def reload(operator: Operator) -> dict[str, Any]:
+    """Return the answer to a reload; raises RefusedError."""
+    answers: list[dict[str, Any] | RefusedError] = []
+    operator.reload(answers.append)
+    (answer,) = answers
+    if isinstance(answer, RefusedError):
+        raise answer
+    return answer
+
+
 def test_a_reload_answers_with_the_summary(living: Living, operator: Operator) -> None:
-    assert operator.reload()["summary"].endswith("of 2 sources up")
+    assert reload(operator)["summary"].endswith("of 2 sources up")
 
 
 def test_p8_a_reload_that_is_not_done_answers_with_every_reason_and_the_status_shows_it(
@@ -73,13 +84,13 @@ def test_p8_a_reload_that_is_not_done_answers_with_every_reason_and_the_status_s
 ) -> None:
     living.write("[relay a]\nsource = :0\nmoed = x\n")
     with pytest.raises(RefusedError) as caught:
-        operator.reload()
+        reload(operator)
     lines = str(caught.value).split("\n")
     assert len(lines) >= 2
     assert all("relayd.ini" in line for line in lines)
     assert operator.status()["reload"] == {"failed": True, "error": lines[0]}
     living.write(RELAY.format("a"))
-    operator.reload()
+    reload(operator)
     assert operator.status()["reload"] == {"failed": False, "error": ""}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from relayd.process.reloader import Reloader
 from relayd.process.systemd import Notifier
 from relayd.service import Service
 from tests.fakes import House, Lines
-from tests.net.helpers import descriptors
+from tests.net.helpers import descriptors, resolver_threads
+from tests.support import PATIENCE, free_port
 
 RELAY = "[relay {0}]\nmode = listen-listen\nsource = unix:{0}.in\ndestination = unix:{0}.out\nlinger_timeout = 100ms\n"
 
@@ -50,8 +52,8 @@ class Living:
 
     def new(self, load: Callable[[], Config] | None) -> Reloader:
         return Reloader(
-            self.house.reactor, load, self.make_target, self.service, self.controller, self.house.shared.log,
-            self.notifier,
+            self.house.reactor, self.house.shared.resolver, load, self.make_target, self.service, self.controller,
+            self.house.shared.log, self.notifier,
         )  # fmt: skip
 
     def make_target(self, config: Config) -> LogTarget:
@@ -69,7 +71,18 @@ class Living:
 
     def reload(self, text: str) -> tuple[str, ...]:
         self.write(text)
-        return self.reloader.reload()
+        return self.reload_again()
+
+    def ask(self) -> list[tuple[str, ...]]:
+        """Ask for a reload; return where its outcome comes to stand."""
+        outcome: list[tuple[str, ...]] = []
+        self.reloader.reload(outcome.append)
+        return outcome
+
+    def reload_again(self) -> tuple[str, ...]:
+        """Reload, which must be over at once; return the reasons why it was not done."""
+        (reasons,) = self.ask()
+        return reasons
 
     def told(self) -> list[str]:
         """Return the first words of what systemd has been told."""
@@ -125,7 +138,7 @@ def test_a_reload_is_done_logged_and_told(living: Living) -> None:
 def test_p6_a_reload_of_the_same_changes_nothing(living: Living) -> None:
     (relay,) = living.service.relays
     for _ in range(20):
-        assert living.reloader.reload() == ()
+        assert living.reload_again() == ()
     assert living.service.relays == [relay]
     assert len(living.logged("event=reloaded", "1 unchanged")) == 20
 
@@ -203,6 +216,119 @@ def test_the_control_socket_comes_moves_and_goes(living: Living) -> None:
     assert living.files() == {"a.in", "a.out"}
 
 
+# -- names to listen on ----------------------------------------------------------------------------
+
+
+class Names:
+    """A name service that answers when it is told to: every name is this machine."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answers = threading.Event()
+        self.failure: Exception | None = None
+
+    def __call__(self, host: str, port: int, *_: object) -> list[tuple[Any, Any, Any, Any, Any]]:
+        self.asked.append(host)
+        self.answers.wait(PATIENCE)
+        if self.failure is not None:
+            raise self.failure
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+
+@pytest.fixture
+def names(living: Living, monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
+    names = Names()
+    monkeypatch.setattr(living.house.shared.resolver, "_lookup", names)
+    yield names
+    names.answers.set()
+    living.house.until(lambda: not resolver_threads(), "the end of the threads")
+
+
+def named(name: str, host: str) -> str:
+    return f"[relay {name}]\nsource = unix:{name}.in\ndestination = {host}:{free_port()}\n"
+
+
+def carries(living: Living) -> None:
+    """Whatever else goes on, relay a relays."""
+    with living.house.connect("a.in") as source, living.house.connect("a.out") as client:
+        before = len(living.logged("event=connected"))
+        living.house.until(lambda: len(living.logged("event=connected")) == before + 2)
+        source.send(b"x")
+        assert living.house.receive(client, 1) == b"x"
+
+
+def test_d1_the_streams_flow_while_a_name_is_looked_up(living: Living, names: Names) -> None:
+    living.write(RELAY.format("a") + named("b", "feed"))
+    outcome = living.ask()
+    living.house.until(lambda: names.asked)
+    carries(living)
+    assert (outcome, living.names, living.told()) == ([], ["a"], ["RELOADING=1"])
+    names.answers.set()
+    living.house.until(lambda: outcome)
+    assert (outcome, living.names, living.told()) == ([()], ["a", "b"], ["READY=1"])
+    assert names.asked == ["feed"]
+    assert living.reload_again() == ()  # it is listened on, and no question any more
+    assert names.asked == ["feed"]
+
+
+def test_d1_a_name_that_is_not_found_changes_nothing(living: Living, names: Names) -> None:
+    (relay,) = living.service.relays
+    names.failure = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    names.answers.set()
+    living.write(named("b", "feed"))
+    outcome = living.ask()
+    living.house.until(lambda: outcome)
+    ((reason,),) = outcome
+    assert reason.startswith("[relay b] cannot listen on feed:")
+    assert reason.endswith(": Temporary failure in name resolution")
+    assert living.reloader.failure == reason
+    unchanged(living, relay)
+
+
+def test_d1_who_asks_meanwhile_has_the_file_read_again_and_all_are_answered(living: Living, names: Names) -> None:
+    living.write(RELAY.format("a") + named("b", "feed"))
+    first = living.ask()
+    living.house.until(lambda: names.asked)
+    living.write(RELAY.format("a") + named("c", "feed") + named("d", "feed"))
+    second = living.ask()
+    for _ in range(1000):
+        living.reloader.request()
+    living.house.until(lambda: living.loads == 3)
+    assert (first, second) == ([], [])
+    names.answers.set()
+    living.house.until(lambda: first)
+    assert (first, second, living.names) == ([()], [()], ["a", "c", "d"])
+    assert len(living.logged("event=reloaded")) == 1
+    assert living.told() == ["RELOADING=1"] * 3 + ["READY=1"]
+    living.house.reactor.turn(0)
+    assert living.loads == 3
+
+
+def test_d1_a_file_without_names_does_not_wait_for_those_of_the_one_before(living: Living, names: Names) -> None:
+    living.write(RELAY.format("a") + named("b", "feed"))
+    first = living.ask()
+    assert living.reload(RELAY.format("c")) == ()
+    assert (first, living.names) == ([()], ["c"])
+    names.answers.set()
+    living.house.until(lambda: not resolver_threads())
+    living.house.reactor.turn(0)
+    assert living.names == ["c"]
+
+
+def test_p11_who_waits_when_the_service_stops_is_told(living: Living, names: Names) -> None:
+    living.write(named("b", "feed"))
+    outcome = living.ask()
+    living.reloader.stop()
+    assert outcome == [("the service is stopping",)]
+    assert living.told() == ["RELOADING=1", "READY=1"]
+    names.answers.set()
+    living.house.until(lambda: not resolver_threads())
+    living.house.reactor.turn(0)
+    assert living.names == ["a"]
+    living.reloader.stop()  # and nobody waits any more
+    assert living.told() == []
+
+
 # -- not done -----------------------------------------------------------------------------------
 
 
@@ -239,7 +365,7 @@ def test_p8_a_broken_file_changes_nothing(living: Living, text: str, reasons: in
 def test_p8_a_file_that_is_gone_changes_nothing_and_the_next_reload_clears_it(living: Living) -> None:
     (relay,) = living.service.relays
     (living.house.folder / "relayd.ini").unlink()
-    (reason,) = living.reloader.reload()
+    (reason,) = living.reload_again()
     assert "No such file" in reason
     unchanged(living, relay)
     assert living.reload(RELAY.format("a")) == ()
@@ -328,7 +454,8 @@ def test_p11_while_it_stops_nothing_is_read_again(living: Living) -> None:
 
 
 def test_without_a_file_there_is_nothing_to_read_again(living: Living) -> None:
-    assert living.new(None).reload() == ("there is no configuration file to read again",)
+    living.reloader = living.new(None)
+    assert living.reload_again() == ("there is no configuration file to read again",)
 
 
 def test_nothing_is_left_open(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ class Relay:
         self._changed = changed
         self._stopped: Callable[[], None] | None = None
         self._stopping = False
-        # The one that this has inherited from, while it drains what it kept; the service holds it until then.
-        self._former: Callable[[], Relay | None] = lambda: None
+        # Those that this has inherited from, each while it drains what it kept; the service holds it until then.
+        self._formers: list[weakref.ref[Relay]] = []
         self._dump: Dump | None = None
         self._watchers: dict[object, tuple[Tap, Tap]] = {}
         self._inlet: Inlet
@@ -120,7 +120,7 @@ class Relay:
 
     def inherit(self, former: Relay, keeps_source: bool, keeps_destination: Callable[[object], bool]) -> None:
         """Take over from the relay of the configuration before: before `start`, after its endpoints stopped."""
-        self._former = weakref.ref(former)
+        self._formers = [weakref.ref(relay) for relay in (former, *former._living_formers())]
         if keeps_source:
             self._inlet.adopt(former._inlet, self._source)
         else:
@@ -215,9 +215,15 @@ class Relay:
 
     def _sinks(self) -> list[Sink]:
         """Return the sinks whose counts are not yet in the totals, those included that are being drained."""
-        own = [sink for destination in self._destinations for sink in destination.outlet.sinks]
-        former = self._former()
-        return own if former is None else own + former._sinks()
+        return [
+            sink
+            for relay in (self, *self._living_formers())
+            for destination in relay._destinations
+            for sink in destination.outlet.sinks
+        ]
+
+    def _living_formers(self) -> list[Relay]:
+        return [relay for relay in (former() for former in self._formers) if relay is not None]
 
     def _add_taps(self, taps: tuple[Tap, Tap]) -> tuple[Tap, Tap]:
         self._forward.taps += (taps[0],)

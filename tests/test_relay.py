@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -487,6 +488,30 @@ def test_r_totals_do_not_go_backwards_while_the_former_drains_what_it_keeps() ->
     slow.make_room()
     before.reactor.end_turn()
     assert after.totals["bytes_out"] == 16
+
+
+def test_r_totals_do_not_go_backwards_over_several_reloads_within_a_drain() -> None:
+    """The relays between, which drain nothing, are gone at once: they must not take those before them along."""
+    before = Setting(buffer=1000)
+    source, slow = before.source(), before.client(room=0)
+    for _ in range(10):
+        source.deliver(b"sixteen bytes..\n")
+    after, totals = before.followed(keeps=nobody, buffer=1000), before.totals
+    for _ in range(3):
+        slow.make_room(16)
+        after = after.followed(buffer=1000)
+        gc.collect()
+        following = after.totals
+        assert all(following[name] >= totals[name] for name in totals), (totals, following)
+        totals = following
+    assert totals["bytes_out"] == 48
+    slow.make_room()
+    before.reactor.end_turn()
+    assert before.stopped == 1
+    del before
+    gc.collect()
+    assert after.totals["bytes_out"] == 160
+    assert after.followed(buffer=1000).totals == after.totals
 
 
 def test_r_the_ends_of_the_former_are_stopped_and_the_new_ones_have_the_links() -> None:

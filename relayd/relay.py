@@ -122,12 +122,14 @@ class Relay:
         """Take over from the relay of the configuration before: before `start`, after its endpoints stopped."""
         self._formers = [weakref.ref(relay) for relay in (former, *former._living_formers())]
         if keeps_source:
+            self._source.follow(former._source)
             self._inlet.adopt(former._inlet, self._source)
         else:
             former._inlet.conclude()
         for destination in self._destinations:
             for other in former._destinations:
                 if other.outlet.address == destination.outlet.address and keeps_destination(other.outlet.address):
+                    destination.endpoint.follow(other.endpoint)
                     destination.outlet.adopt(other.outlet, destination.endpoint)
         for key, taps in former._watchers.items():
             former._remove_taps(taps)

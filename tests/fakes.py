@@ -297,6 +297,7 @@ class FakeEndpoint:
         self.refuse = tuple(refuse)
         self.calls: list[str] = []
         self.lost: list[str] = []
+        self.followed: list[Any] = []
         self.adopted: list[Any] = []  # (transport, the end that brought it)
 
     def open(self) -> None:
@@ -309,6 +310,9 @@ class FakeEndpoint:
 
     def stop(self) -> None:
         self.calls.append("stop")
+
+    def follow(self, former: Any) -> None:
+        self.followed.append(former)
 
     def adopt(self, transport: Any, former: Any) -> None:
         self.adopted.append((transport, former))

@@ -529,6 +529,15 @@ def test_r_the_ends_of_the_former_are_stopped_and_the_new_ones_have_the_links() 
     assert before.stopped == 1
 
 
+@pytest.mark.parametrize("kept", [(), ("one", "two")])
+def test_r_ends_that_stay_follow_the_former_ones_though_no_link_is_up(kept: Sequence[str]) -> None:
+    before = Setting(kept=kept)
+    after = before.followed(kept=kept)
+    assert [end.followed for end in after.ends] == [[end] for end in before.ends]
+    fresh = after.followed(keeps_source=False, keeps=nobody, kept=kept)
+    assert [end.followed for end in fresh.ends] == [[] for _ in before.ends]
+
+
 def test_r_the_former_is_held_by_nobody_and_the_new_one_by_who_is_full() -> None:
     before = Setting(relief=Relief.HOLD)
     source, slow = before.source(), before.client(room=0)

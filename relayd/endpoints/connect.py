@@ -70,10 +70,13 @@ class ConnectEndpoint:
         if not self._linked:
             self._attempt()
 
+    def follow(self, former: Endpoint) -> None:
+        if isinstance(former, ConnectEndpoint):
+            self._links = former._links
+
     def adopt(self, transport: LinkTransport, former: Endpoint) -> None:
         self._linked = True
         if isinstance(former, ConnectEndpoint):
-            self._links = former._links
             self._next = self._addresses.index(former.address) if former.address in self._addresses else 0
         transport.retune(self._options, self._linger_timeout)
 

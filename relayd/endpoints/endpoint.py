@@ -76,6 +76,9 @@ class Endpoint(Protocol):
     def start(self) -> None:
         """Begin to bring links."""
 
+    def follow(self, former: Endpoint) -> None:
+        """Go on counting where the same end of the configuration before left off; before `adopt` and `start`."""
+
     def adopt(self, transport: LinkTransport, former: Endpoint) -> None:
         """Take over a link that another end, of the configuration before, has brought."""
 

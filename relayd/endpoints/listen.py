@@ -124,6 +124,9 @@ class ListenEndpoint:
             for acceptor in self._acceptors[address]:
                 acceptor.start()
 
+    def follow(self, former: Endpoint) -> None:
+        """It counts nothing of its own."""
+
     def adopt(self, transport: LinkTransport, former: Endpoint) -> None:
         self._admission.entered(transport.peer)
         transport.retune(self._settings.options, self._linger_timeout)

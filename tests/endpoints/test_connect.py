@@ -434,11 +434,12 @@ def test_the_state_tells_what_it_is_about_and_why(loop: Loop) -> None:
 
 
 def go_over(before: Caller, *addresses: Address) -> Caller:
-    """Return the end of the next configuration, which has taken the link over."""
+    """Return the end of the next configuration, which has taken the link over, if there is one."""
     after = Caller(before.loop, *addresses)
     after.guard = after.endpoint._guard = before.guard
     after.endpoint.open()
     before.endpoint.stop()
+    after.endpoint.follow(before.endpoint)
     for link in before.owner.up:
         after.endpoint.adopt(link.transport, before.endpoint)
         link.endpoint = after.endpoint
@@ -466,6 +467,25 @@ def test_r_an_adopted_link_is_not_dialled_again_until_it_is_lost(loop: Loop) -> 
         listening.accept()[0].close()
         assert len(before.owner.links) == 1  # the former end dials no more
         assert after.endpoint.state().reconnects == 1
+
+
+def test_r_reconnects_are_counted_on_though_the_peer_is_away_just_then(loop: Loop) -> None:
+    port = free_port()
+    address = TcpAddress("127.0.0.1", port)
+    before = Caller(loop, address).start()
+    for _ in range(3):
+        with server(port) as (listening, _):
+            before.next_attempt()
+            loop.until(lambda: before.owner.up)
+            listening.accept()[0].close()
+            loop.until(lambda: not before.owner.up)
+    after = go_over(before, address)
+    assert after.endpoint.state().reconnects == 2
+    with server(port) as (listening, _):
+        after.next_attempt()
+        loop.until(lambda: after.owner.up)
+        listening.accept()[0].close()
+        assert after.endpoint.state().reconnects == 3
 
 
 def test_r_a_link_to_the_second_of_several_addresses_is_still_called_so(loop: Loop) -> None:

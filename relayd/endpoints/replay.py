@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
@@ -10,7 +13,7 @@ from relayd.address import ReplayAddress
 from relayd.endpoints.endpoint import LinkProtocol
 from relayd.net.pipe import Pipe, SpliceRefused
 from relayd.net.reactor import Reactor, TimerHandle
-from relayd.net.sockets import SocketOptions
+from relayd.net.sockets import SocketOptions, error_name
 from relayd.net.transport import Buffer
 from relayd.wire.framing import Framing
 
@@ -104,6 +107,15 @@ class _Records:
         return data
 
 
+def _opened(path: str) -> BufferedReader:
+    """Open a regular file; raises OSError. What else may have come in its place must not make the loop wait."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "no regular file")
+    return file
+
+
 class ReplayTransport:
     """Has the face of a Transport: reads the file instead of a socket, throws away what it is sent.
 
@@ -115,7 +127,7 @@ class ReplayTransport:
         """Open the file; raises OSError."""
         self._reactor = reactor
         self._address = address
-        self._file: BufferedReader = open(address.path, "rb")  # noqa: SIM115 - closed with the link
+        self._file = _opened(address.path)
         reads = _Records if settings.framing.has_records else _Bytes
         self._reader: _Records | _Bytes = reads(self._file, settings)
         self._protocol: LinkProtocol | None = None
@@ -210,7 +222,11 @@ class ReplayTransport:
     def _deliver(self) -> None:
         self._timer = None
         assert self._protocol is not None
-        data = self._reader.block() if self._address.rate is None else self._reader.record()
+        try:
+            data = self._reader.block() if self._address.rate is None else self._reader.record()
+        except OSError as error:
+            self.close(error_name(error.errno or 0))
+            return
         if data:
             self._due += 1 / self._address.rate if self._address.rate is not None else 0.0
             self.bytes_read += len(data)

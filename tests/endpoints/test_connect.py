@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -402,6 +403,23 @@ def test_a_replay_is_a_link_and_a_file_that_is_gone_is_tried_again(loop: Loop, t
     caller.next_attempt()
     loop.until(lambda: caller.owner.links and caller.owner.links[0].data == b"one\ntwo\n")
     assert caller.owner.links[0].name == "replay:feed.nmea"
+
+
+def test_a_replay_whose_file_is_a_fifo_now_or_cannot_be_read_is_tried_again(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "feed.nmea"
+    os.mkfifo(path)
+    caller = Caller(loop, ReplayAddress(str(path))).start()
+    assert caller.wait() == 1.0
+    assert caller.log.having("event=connect_failed", f"{path}: no regular file")
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    caller.next_attempt()
+    caller.wait()
+    assert caller.owner.links[0].lost == ["EIO"]
+    path.unlink()
+    path.write_bytes(b"one\ntwo\n")
+    caller.next_attempt()
+    loop.until(lambda: caller.owner.up and caller.owner.up[0].data == b"one\ntwo\n")
 
 
 def test_n18_many_ends_on_one_dead_peer_wait_each_its_own_time(loop: Loop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -263,3 +264,35 @@ def test_r_a_replay_has_nothing_to_retune(make: Make) -> None:
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         ReplayTransport(FakeReactor(), ReplayAddress(str(tmp_path / "no")), ReplaySettings(LINE, 64))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "socket"])
+def test_what_is_no_regular_file_any_more_is_an_os_error_and_nobody_waits_for_it(tmp_path: Path, kind: str) -> None:
+    """It was one when the configuration was read. To open a FIFO takes as long as nobody writes to it."""
+    path = tmp_path / "feed"
+    with socket.socket(socket.AF_UNIX) as sock:
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            sock.bind(str(path))
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(OSError) as caught:
+            ReplayTransport(FakeReactor(), ReplayAddress(str(path)), ReplaySettings(LINE, 64))  # type: ignore[arg-type]
+        assert caught.value.strerror
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("rate", [None, 1])
+@pytest.mark.parametrize("framing", [LINE, RAW])
+def test_a_file_that_cannot_be_read_ends_the_link_with_the_reason(framing: Framing, rate: float | None) -> None:
+    reactor = FakeReactor()
+    listener = Listener(reactor, framing.framer(64))
+    address = ReplayAddress("/proc/self/mem", rate)  # a regular file that may be opened; nothing is at its beginning
+    transport = ReplayTransport(reactor, address, ReplaySettings(framing, 64))  # type: ignore[arg-type]
+    transport.start(listener)
+    reactor.advance(10)
+    assert (listener.lost, listener.got, reactor.timers) == (["EIO"], [], 0)

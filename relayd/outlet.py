@@ -20,7 +20,7 @@ from relayd.returnpath import ReturnPath
 from relayd.sink import Sink, SinkSettings
 from relayd.trial import HalfCloseTrial
 
-# Why a link was cut that would have had more: somebody should look at it. Peers come and go for all other reasons.
+# Why a link was cut that would have had more: somebody should look at it, once for a crowd.
 _TOO_SLOW = frozenset({"slow", "stalled"})
 
 
@@ -183,7 +183,9 @@ class Outlet:
         self._sink_left(sink)
         transport = link.transport
         log = self._log.bind(**{self.role: link.peer})
-        (log.warning if reason in _TOO_SLOW else log.info)(
+        if reason in _TOO_SLOW:
+            log.burst("cut", reason=reason)
+        log.info(
             "closed",
             reason=reason,
             sent=sink.sent - link.sent_before,

@@ -117,7 +117,8 @@ def test_s13_a_slow_client_is_cut_with_its_reason() -> None:
     for _ in range(5):
         setting.put(b"12345\n")
     setting.reactor.end_turn()
-    assert setting.lines.having(" warning ", "event=closed", "client=192.0.2.1:1", "reason=slow")
+    assert setting.lines.having(" info ", "event=closed", "client=192.0.2.1:1", "reason=slow")
+    assert setting.lines.having(" warning ", "event=cut", "client=192.0.2.1:1", "reason=slow")
     assert not slow.open
     assert bytes(good.received) == b"12345\n" * 5
 

@@ -30,7 +30,7 @@ def _listening_inodes(port: int) -> Iterator[str]:
         try:
             with open(table, encoding="utf-8") as lines:  # a codec that is loaded: there is no other in a chroot
                 next(lines, None)  # the headings
-                # Those that listen stand first; of the others there may be very many, those of the last minute included.
+                # Those that listen stand first; of the others there may be very many: each of the last minute.
                 for fields in takewhile(lambda fields: fields[3] == _LISTEN, map(str.split, lines)):
                     if fields[1].endswith(f":{port:04X}"):
                         yield fields[9]

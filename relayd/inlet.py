@@ -17,7 +17,7 @@ from relayd.wire.framing import Framer, mostly_noise
 _LINKS_MAX = 16
 
 # Why a source has ended that somebody wanted to end; any other end is one that somebody should look at.
-_WANTED_ENDS = frozenset({"replaced", "stopped", "kicked"})
+_WANTED_ENDS = frozenset({"stopped", "kicked"})
 
 
 class SourceLink:
@@ -238,11 +238,12 @@ class Inlet:
         self.links.discard(link)
         transport = link.transport
         lived = self._reactor.now - transport.since
-        tell = link.log.info if reason in _WANTED_ENDS else link.log.warning
-        tell("closed", reason=reason, received=transport.bytes_read, up=round(lived, 1))
+        link.log.info("closed", reason=reason, received=transport.bytes_read, up=round(lived, 1))
         if not link.replaced:
             self.last_reason = reason
             if self.link is None:
+                if reason not in _WANTED_ENDS:
+                    self.log.burst("source_lost", reason=reason)
                 self._lost(reason)
         link.endpoint.link_lost(transport, reason)
         self._changed()

@@ -74,14 +74,21 @@ def cells_of(key: str, data: bytes) -> list[int]:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody has, outside the range that outgoing connections are given; none comes again soon.
+    """Return a TCP port that nobody has and no outgoing connection is given; none comes again soon."""
+    return _free_port(10000, 32000)
 
-    Processes that run tests at the same time (xdist) choose from different ones.
-    """
+
+def low_port() -> int:
+    """Return a TCP port that nobody has and only root may bind; not 1023."""
+    return _free_port(600, 1023)
+
+
+def _free_port(begin: int, end: int) -> int:
+    """Processes that run tests at the same time (xdist) choose from different ones."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    ours = range(10000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")), 32000, workers)
-    if len(_given) > len(ours) // 2:
-        _given.clear()  # most are from tests that are over
+    ours = range(begin + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")), end, workers)
+    if sum(port in ours for port in _given) > len(ours) // 2:
+        _given.difference_update(ours)  # most are from tests that are over
     while True:
         port = random.choice(ours)
         if port in _given:

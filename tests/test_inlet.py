@@ -137,7 +137,7 @@ def test_s1_a_broken_source_is_reported_with_its_reason() -> None:
     setting.link().lose("reset")
     assert (setting.told, setting.endpoint.lost) == (["changed", "lost", "changed"], ["reset"])
     assert setting.inlet.last_reason == "reset"
-    assert setting.lines.having(" warning ", "event=closed", "reason=reset")
+    assert setting.lines.having(" warning ", "event=source_lost", "reason=reset")
 
 
 def test_what_goes_back_waits_for_the_next_source() -> None:

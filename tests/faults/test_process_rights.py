@@ -6,7 +6,6 @@ import contextlib
 import os
 import resource
 import signal
-import socket
 import stat
 import subprocess
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from tests.support import (
     connect,
     free_port,
     listener,
+    low_port,
     needs,
     receive,
     reset_connection,
@@ -77,15 +77,6 @@ def test_p21_no_fork_no_exec(rig: Rig) -> None:
 
 
 # -- what it gives up -----------------------------------------------------------------------------
-
-
-def low_port() -> int:
-    """Return a port that only root may bind."""
-    for port in range(600, 1024):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise AssertionError("no port below 1024 is free")
 
 
 @row(

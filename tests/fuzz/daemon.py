@@ -64,15 +64,17 @@ class Daemon:
         self.loop = Loop()
         log, self.lines = event_log(self.loop)
         self._pool = ListenerPool()
+        resolver = Resolver(self.loop)
         shared = Surroundings(
-            self.loop, Resolver(self.loop), self._pool, LoopGuard(), log, Lines(), 100, lambda: None  # type: ignore[arg-type]
+            self.loop, resolver, self._pool, LoopGuard(), log, Lines(), 100, lambda: None  # type: ignore[arg-type]
         )  # fmt: skip
         self._stopped = False
         self._service = Service(self._load(), shared, self._ended)
         self.controller = Controller(self.loop, self._pool, log.bind())
         reloader = Reloader(
-            self.loop, self._load, lambda config: self.lines, self._service, self.controller, log, Notifier({})
-        )
+            self.loop, resolver, self._load, lambda config: self.lines, self._service, self.controller, log,
+            Notifier({}, self.loop.call_later),
+        )  # fmt: skip
         self.operator = WatchfulOperator(self.loop, self._service, reloader, log, lambda: None)
         self.controller.serve(self.operator)
         self._service.start()

@@ -39,6 +39,7 @@ from tests.support import (
     free_port,
     keyed,
     listener,
+    low_port,
     needs,
     receive,
     relayd,
@@ -192,15 +193,6 @@ def public() -> Iterator[Path]:
     shutil.chown(folder, "nobody", "nogroup")
     yield folder
     shutil.rmtree(folder)
-
-
-def low_port() -> int:
-    """Return a port that only root may bind."""
-    for port in range(600, 1024):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("0.0.0.0", port))
-            return port
-    raise AssertionError("no port below 1024 is free")
 
 
 @needs_root

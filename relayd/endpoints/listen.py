@@ -13,7 +13,7 @@ from relayd.errors import StartError
 from relayd.net.acceptor import Acceptor
 from relayd.net.listener import Listener, ListenerPool, ListenSettings
 from relayd.net.reactor import Reactor
-from relayd.net.sockets import error_name, link_name, name_of, reset, show_name
+from relayd.net.sockets import accepted_name, error_name, link_name, name_of, reset, show_name
 from relayd.net.transport import Transport
 from relayd.observe.counters import Counters
 from relayd.observe.log import BoundLog
@@ -150,6 +150,7 @@ class ListenEndpoint:
         self._guard.left(link_name(transport.peer, transport.local))
 
     def _accepted(self, sock: socket.socket, peer: Any) -> None:
+        peer = accepted_name(sock, peer)
         reason = self._refusal(sock, peer)
         if reason:
             reset(sock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -27,6 +28,8 @@ ACCEPT_AGAIN = frozenset({
 })  # fmt: skip
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: close sends RST, socket(7)
+
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: what SO_PEERCRED answers, unix(7)
 
 # TCP_USER_TIMEOUT (tcp(7)) also kills a living peer whose window is closed. It stands above our own
 # stall timer by this factor so that ours, which can give the reason, is the one that fires.
@@ -110,6 +113,18 @@ def name_of(call: Callable[[], Any]) -> Any:
         return None
 
 
+def accepted_name(sock: socket.socket, peer: Any) -> Any:
+    """Return what accept has called the peer; it has no name for most Unix ones, who get one here: pid1234-56789.
+
+    That is the process (0 where it cannot be seen from here) and the inode of our socket, which `ss -x` shows too,
+    and which no other socket has while this one is open.
+    """
+    if peer or sock.family != socket.AF_UNIX:
+        return peer
+    pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return f"pid{pid}-{os.fstat(sock.fileno()).st_ino}"
+
+
 def link_name(connecting: Any, listening: Any) -> tuple[Any, Any]:
     """Return what both ends of a TCP link call it: their hosts and ports, IPv4-mapped ones as IPv4."""
     return _plain(connecting), _plain(listening)
@@ -120,7 +135,7 @@ def _plain(name: Any) -> Any:
 
 
 def show_name(name: Any) -> str:
-    """Return a socket's name as it is shown in logs: 10.0.0.7:51344, [::1]:80, unix:/path."""
+    """Return a socket's name as it is shown in logs: 10.0.0.7:51344, [::1]:80, unix:/path, unix:pid1234-56789."""
     if isinstance(name, tuple):
         host, port = name[0], name[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

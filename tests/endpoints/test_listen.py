@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import re
 import socket
 import struct
 from collections.abc import Sequence
@@ -141,7 +143,7 @@ def test_several_addresses_are_listened_on_together(loop: Loop, tmp_path: Path) 
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
         loop.until(lambda: len(house.owner.links) == 2)
-        assert house.owner.links[1].name == "unix"
+        assert re.fullmatch(rf"unix:pid{os.getpid()}-\d+", house.owner.links[1].name)
 
 
 def test_l1_an_end_opens_all_of_its_addresses_or_none_and_names_all_that_is_wrong(loop: Loop) -> None:
@@ -293,6 +295,23 @@ def test_l14_unix_peers_are_not_counted_as_one_address(loop: Loop, tmp_path: Pat
         client = loop.stack.enter_context(socket.socket(socket.AF_UNIX))
         client.connect(path)
         loop.until(lambda count=number: len(house.owner.links) == count + 1)
+
+
+def test_unix_peers_have_names_of_their_own_in_links_and_refusals(loop: Loop, tmp_path: Path) -> None:
+    """One that joins later, over another end even, is not called as one that is there."""
+    path = str(tmp_path / "feed.sock")
+    house = House(loop, [UnixAddress(path)], max_links=3)
+    for number in range(3):
+        client = loop.stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(path)
+        loop.until(lambda count=number: len(house.owner.links) == count + 1)
+    names = [link.name for link in house.owner.links]
+    assert len(set(names)) == 3
+    assert [house.endpoint.peer_name(link.transport) for link in house.owner.links] == names
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        loop.until(lambda: house.counters.refused)
+    assert house.log.having("event=refused", f"peer=unix:pid{os.getpid()}-", "reason=full")
 
 
 def test_the_owners_refusal_is_kept_to_and_logged(loop: Loop) -> None:

@@ -12,6 +12,7 @@ from relayd.net.sockets import (
     ACCEPT_AGAIN,
     Keepalive,
     SocketOptions,
+    accepted_name,
     error_name,
     link_name,
     name_of,
@@ -149,6 +150,18 @@ def test_l6_a_name_that_cannot_be_had_is_none() -> None:
 )
 def test_names_are_shown_as_operators_write_them(name: object, shown: str) -> None:
     assert show_name(name) == shown
+
+
+def test_an_unnamed_unix_peer_is_named_by_its_process_and_our_inode() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        names = [accepted_name(sock, "") for sock in (one, other)]
+        assert names == [f"pid{os.getpid()}-{os.fstat(sock.fileno()).st_ino}" for sock in (one, other)]
+        assert names[0] != names[1]
+        assert show_name(names[0]) == f"unix:{names[0]}"
+        assert accepted_name(one, "/run/feed.sock") == "/run/feed.sock"
+    with socket.socket() as tcp:
+        assert accepted_name(tcp, ("10.0.0.7", 51344)) == ("10.0.0.7", 51344)
 
 
 def test_errors_are_shown_as_in_the_manual_pages() -> None:

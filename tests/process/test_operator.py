@@ -113,6 +113,16 @@ def test_kick_resets_the_links_of_a_peer(living: Living, operator: Operator) -> 
             operator.kick("a", "10.0.0.7:1")
 
 
+def test_kick_resets_the_one_unix_client_that_is_named(living: Living, operator: Operator) -> None:
+    with living.house.connect("a.out") as one, living.house.connect("a.out") as other:
+        living.house.until(lambda: len(operator.status()["relays"][0]["destinations"]) == 2)
+        peer = operator.status()["relays"][0]["destinations"][0]["peer"]
+        assert operator.kick("a", peer) == {"links": 1}
+        assert living.house.receive(one, 1) == b""
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+
+
 @pytest.mark.parametrize("name", ["", "b", "A", "relay a"])
 def test_an_unknown_relay_is_refused_with_those_there_are(operator: Operator, name: str) -> None:
     with pytest.raises(RefusedError, match=f"there is no relay '{name}'; there are a, feed"):

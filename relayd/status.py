@@ -1,13 +1,13 @@
 """What the ends of a relay look like from outside, as JSON has it.
 
-Times are seconds: `for` since the state began, `lag` how old the first byte is that waits.
+Times are seconds: `for` since the state began, `lag` how old the first byte is that waits, `next_attempt` until then.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from relayd.endpoints.endpoint import Endpoint
+from relayd.endpoints.endpoint import Endpoint, EndpointState
 from relayd.inlet import Inlet
 from relayd.outlet import DestinationLink, Outlet
 from relayd.sink import Sink
@@ -27,6 +27,7 @@ def source_status(inlet: Inlet, endpoint: Endpoint, now: float) -> dict[str, Any
         "reconnects": state.reconnects,
         "last_reason": inlet.last_reason,
         "last_error": state.last_error,
+        "next_attempt": _next_attempt(state),
     }
 
 
@@ -44,8 +45,13 @@ def destination_statuses(outlet: Outlet, endpoint: Endpoint, now: float) -> list
             **_sink_status(outlet.sinks[0], now),
             "last_reason": outlet.last_reason,
             "last_error": state.last_error,
+            "next_attempt": _next_attempt(state),
         }
     ]
+
+
+def _next_attempt(state: EndpointState) -> float | None:
+    return None if state.next_attempt is None else round(state.next_attempt, 3)
 
 
 def _link_status(link: DestinationLink, now: float) -> dict[str, Any]:

@@ -83,8 +83,18 @@ def _row(relay: Mapping[str, Any], status: Mapping[str, Any], before: Mapping[st
         amount(sum(link["queued"] for link in links)),
         duration(_lag(relay)) if _lag(relay) else "-",
         amount(totals["dropped"]) if totals["dropped"] else "-",
-        source["last_error"] or next((link["last_error"] for link in links if link.get("last_error")), "-"),
+        _trouble(relay),
     )
+
+
+def _trouble(relay: Mapping[str, Any]) -> str:
+    """Return what is wrong with the source, or else with the first destination that is down."""
+    source = relay["source"]
+    found = source["last_error"] or (source["last_reason"] if source["state"] != "up" else "")
+    for link in relay["destinations"]:
+        if not found and link["state"] != "up":
+            found = link["last_error"] or (f"{link['peer']}: {link['last_reason']}" if link["last_reason"] else "")
+    return found or "-"
 
 
 def _lag(relay: Mapping[str, Any]) -> float:

@@ -13,10 +13,12 @@ import pytest
 from relayd.service import Service
 from tests.fakes import House
 
-SOURCE = {"state", "peer", "for", "bytes", "records", "last_data", "reconnects", "last_reason", "last_error"}
+SOURCE = {
+    "state", "peer", "for", "bytes", "records", "last_data", "reconnects", "last_reason", "last_error", "next_attempt",
+}  # fmt: skip
 SINK = {"sent", "repeated", "dropped", "dropped_records", "stale_records", "queued", "lag"}
 LINK = {"state", "peer", "for", "returned", *SINK}
-DOWN = {"state", "peer", "for", "last_reason", "last_error", *SINK}
+DOWN = {"state", "peer", "for", "last_reason", "last_error", "next_attempt", *SINK}
 TOTALS = {
     "source_links",
     "destination_links",
@@ -125,6 +127,7 @@ def test_a_relay_that_waits_for_everybody(meeting: Seen) -> None:
     source = relay["source"]
     assert (source["state"], source["peer"], source["bytes"], source["last_data"]) == ("listening", None, 0, None)
     assert (source["reconnects"], source["last_reason"], source["last_error"]) == (0, "", "")
+    assert source["next_attempt"] is None
     assert relay["destinations"] == []
     assert set(relay["totals"].values()) == {0}
 
@@ -185,7 +188,8 @@ def test_a_destination_that_is_down_is_shown_with_what_waits_for_it(pushing: See
         pushing.until("totals.bytes_in", 8)
         (link,) = pushing.relay["destinations"]
         assert link["peer"] == f"unix:{pushing.house.folder}/far"
-        assert link["state"] not in ("up", "")
+        assert link["state"] == "waiting"
+        assert 0 < link["next_attempt"] <= 3600
         assert (link["queued"], link["sent"], link["dropped"]) == (8, 0, 0)
     pushing.until("totals.unframed", 3)
 

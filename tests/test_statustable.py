@@ -15,10 +15,14 @@ def link(**changes: Any) -> dict[str, Any]:
     return {"state": "up", "peer": "10.0.0.7:51344", "queued": 0, "lag": 0.0, **changes}
 
 
+def down(last_error: str = "", last_reason: str = "", **changes: Any) -> dict[str, Any]:
+    return link(state="waiting", last_error=last_error, last_reason=last_reason, **changes)
+
+
 def relay(name: str = "ais", *links: dict[str, Any], bytes_in: int = 0, dropped: int = 0, **source: Any) -> Any:
     return {
         "name": name,
-        "source": {"state": "up", "for": 12.0, "last_error": "", **source},
+        "source": {"state": "up", "for": 12.0, "last_error": "", "last_reason": "", **source},
         "destinations": list(links),
         "totals": {"bytes_in": bytes_in, "dropped": dropped},
     }
@@ -45,7 +49,7 @@ def cells(lines: list[str], name: str) -> dict[str, str]:
 def test_a_row_says_what_there_is_to_know() -> None:
     links = [
         link(queued=1000, lag=0.4), link(queued=3096, lag=12.0),
-        link(state="backing off", queued=0, lag=0.0, last_error="ECONNREFUSED"),
+        down("ECONNREFUSED"),
     ]  # fmt: skip
     status = snapshot(
         relay("ais", *links, bytes_in=5_000_000, dropped=2_500_000), relay("quiet", state="connecting", **{"for": 3700})
@@ -66,8 +70,20 @@ def test_a_row_says_what_there_is_to_know() -> None:
 
 
 def test_the_sources_error_comes_first() -> None:
-    lines = table(snapshot(relay("a", link(last_error="theirs"), last_error="its own")), 100)
+    lines = table(snapshot(relay("a", down("theirs"), last_error="its own")), 100)
     assert cells(lines, "a")["LAST ERROR"] == "its own"
+
+
+def test_where_no_attempt_has_failed_yet_it_is_why_the_link_ended() -> None:
+    relays = [
+        relay("a", link(), down(), down(last_reason="reset", peer="one:4001")), relay("b", last_reason="kicked"),
+        relay("c", state="listening", last_reason="eof"),
+        relay("d", down("one:4001: No route to host", "stalled", peer="one:4001")),
+    ]  # fmt: skip
+    lines = table(snapshot(*relays), 100)
+    assert [cells(lines, name)["LAST ERROR"] for name in "abcd"] == [
+        "one:4001: reset", "-", "eof", "one:4001: No route to host",
+    ]  # fmt: skip
 
 
 def test_no_relay_at_all() -> None:

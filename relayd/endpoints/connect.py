@@ -81,8 +81,12 @@ class ConnectEndpoint:
         transport.retune(self._options, self._linger_timeout)
 
     def state(self) -> EndpointState:
-        name = "waiting" if self._timer is not None else "connecting"
-        return EndpointState(name, max(0, self._links - 1), self._last_error)
+        timer = self._timer
+        name = "waiting" if timer is not None else "connecting"
+        next_attempt = None
+        if timer is not None and not self._stopped:
+            next_attempt = max(0.0, timer.when - self._reactor.now)
+        return EndpointState(name, max(0, self._links - 1), self._last_error, next_attempt)
 
     def stop(self) -> None:
         self._stopped = True

@@ -65,6 +65,7 @@ class EndpointState:
     name: str
     reconnects: int  # links that came up after the first
     last_error: str  # why the last attempt failed, "" after one that did not
+    next_attempt: float | None = None  # seconds until then, None where none is awaited
 
 
 class Endpoint(Protocol):

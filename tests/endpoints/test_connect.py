@@ -116,6 +116,20 @@ def test_a_link_comes_up_and_is_the_owners(loop: Loop) -> None:
             assert not caller.log.having("warning")
 
 
+def test_the_state_says_when_the_next_attempt_comes_and_that_none_does(loop: Loop) -> None:
+    with server() as (listening, address):
+        caller = Caller(loop, address).start()
+        loop.until(lambda: caller.owner.links)
+        assert caller.endpoint.state().next_attempt is None
+        listening.accept()[0].close()
+        caller.loop.until(lambda: not caller.owner.up)
+        assert caller.wait() == 1.0
+        loop.advance(0.25)
+        assert round(caller.endpoint.state().next_attempt or 0, 3) == 0.75
+        caller.endpoint.stop()
+        assert caller.endpoint.state().next_attempt is None
+
+
 def test_a_lost_link_is_dialled_again_after_a_wait(loop: Loop) -> None:
     with server() as (listening, address):
         caller = Caller(loop, address).start()

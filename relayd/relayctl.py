@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from relayd import __version__
 from relayd.errors import did_you_mean
@@ -23,6 +23,9 @@ from relayd.statustable import table
 DEFAULT_SOCKET = "/run/relayd/control.sock"
 
 _TIMEOUT = 10.0  # seconds for an answer; the daemon's loop is never busy for long
+_MOMENT = 1.0  # seconds between two answers, of which a rate is made: many feeds send once a second
+
+_Shown = TypeVar("_Shown")
 
 _HELP = f"""\
 usage: relayctl [--socket PATH] COMMAND
@@ -80,7 +83,7 @@ def _run(words: list[str]) -> int:
     command, arguments = _command(words, as_json)
     with _Daemon(path) as daemon:
         if command == "status":
-            _print(_shown(_status_text, daemon.ask({"command": "status"}), as_json))
+            _status(daemon, as_json)
         elif command == "top":
             _top(daemon)
         elif command == "dump":
@@ -207,8 +210,8 @@ class _Daemon:
         self._received += data
 
 
-def _shown(text: Callable[..., str], answer: dict[str, Any], *more: Any) -> str:
-    """Return the text of an answer; raises FailedError where the answer has not what it is made of."""
+def _shown(text: Callable[..., _Shown], answer: dict[str, Any], *more: Any) -> _Shown:
+    """Return what is made of an answer; raises FailedError where the answer has not what it is made of."""
     try:
         return text(answer, *more)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -218,9 +221,24 @@ def _shown(text: Callable[..., str], answer: dict[str, Any], *more: Any) -> str:
         ) from None
 
 
-def _status_text(answer: dict[str, Any], as_json: bool) -> str:
+def _status(daemon: _Daemon, as_json: bool) -> None:
+    request = {"command": "status"}
+    answer = daemon.ask(request)
+    before = None
+    if not as_json and _shown(_flows, answer):
+        time.sleep(_MOMENT)
+        before, answer = answer["status"], daemon.ask(request)
+    _print(_shown(_status_text, answer, before, as_json))
+
+
+def _flows(answer: dict[str, Any]) -> bool:
+    """Return whether anything can have a rate, for which the daemon is to be asked twice."""
+    return any(relay["source"]["state"] == "up" for relay in answer["status"]["relays"])
+
+
+def _status_text(answer: dict[str, Any], before: dict[str, Any] | None, as_json: bool) -> str:
     status = answer["status"]
-    return (json.dumps(status, indent=2) if as_json else "\n".join(table(status, _terminal()[0]))) + "\n"
+    return (json.dumps(status, indent=2) if as_json else "\n".join(table(status, _terminal()[0], before))) + "\n"
 
 
 def _top(daemon: _Daemon) -> None:
@@ -229,7 +247,7 @@ def _top(daemon: _Daemon) -> None:
         answer = daemon.ask({"command": "status"})
         _print(_shown(_top_text, answer, before))
         before = answer["status"]
-        time.sleep(1)
+        time.sleep(_MOMENT)
 
 
 def _top_text(answer: dict[str, Any], before: dict[str, Any] | None) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_NAME_MAX = 20  # columns of a relay's name: 64 would push out what matters
+_NAME_MAX = 16  # columns of a relay's name: 64 would push out what matters
 
-_COLUMNS = ("RELAY", "SOURCE", "SINCE", "RATE", "LINKS", "QUEUED", "LAG", "DROPPED", "LAST ERROR")
+_COLUMNS = ("RELAY", "SOURCE", "SINCE", "LAST DATA", "RATE", "LINKS", "QUEUED", "LAG", "DROPPED", "LAST ERROR")
 
 
 def table(
@@ -17,14 +17,15 @@ def table(
     by_lag: bool = False,
     height: int = 0,
 ) -> list[str]:
-    """Return the lines. With an earlier status the rates are those since then, else of the whole time up.
+    """Return the lines. The rates are those since an earlier status; without one there are none.
 
     They leave a terminal of so many lines one for the cursor; the last says how many relays have no room. 0: no limit.
     """
     relays = list(status["relays"])
     if by_lag:
         relays.sort(key=lambda relay: -_lag(relay))
-    rows = [_COLUMNS, *(_row(relay, status, before) for relay in relays)]
+    rates = _rates(status, before)
+    rows = [_COLUMNS, *(_row(relay, rates) for relay in relays)]
     widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
     lines = ["  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows]
     failure = status["reload"]["error"]
@@ -70,7 +71,7 @@ def _headline(status: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _row(relay: Mapping[str, Any], status: Mapping[str, Any], before: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _row(relay: Mapping[str, Any], rates: Mapping[str, float]) -> tuple[str, ...]:
     source, totals, links = relay["source"], relay["totals"], relay["destinations"]
     up = sum(link["state"] == "up" for link in links)
     waiting = len(links) - up
@@ -78,7 +79,8 @@ def _row(relay: Mapping[str, Any], status: Mapping[str, Any], before: Mapping[st
         _cut(relay["name"], _NAME_MAX),
         source["state"],
         duration(source["for"]),
-        f"{amount(_rate(relay, status, before))}/s",
+        _last_data(source),
+        _rate(relay, rates),
         f"{up}" + (f" (+{waiting} down)" if waiting else ""),
         amount(sum(link["queued"] for link in links)),
         duration(_lag(relay)) if _lag(relay) else "-",
@@ -101,11 +103,29 @@ def _lag(relay: Mapping[str, Any]) -> float:
     return float(max((link["lag"] for link in relay["destinations"]), default=0.0))
 
 
-def _rate(relay: Mapping[str, Any], status: Mapping[str, Any], before: Mapping[str, Any] | None) -> float:
-    """Return bytes per second from the source."""
-    bytes_in, seconds = relay["totals"]["bytes_in"], status["uptime"]
-    if before is not None:
-        earlier = {other["name"]: other["totals"]["bytes_in"] for other in before["relays"]}
-        bytes_in -= earlier.get(relay["name"], 0)
-        seconds -= before["uptime"]
-    return float(bytes_in / seconds) if seconds > 0 else 0.0
+def _last_data(source: Mapping[str, Any]) -> str:
+    """Return the age of what the source's link has sent last."""
+    if source["state"] != "up":
+        return "-"
+    return duration(source["last_data"]) if source["bytes"] else "none"
+
+
+def _rates(
+    status: Mapping[str, Any], before: Mapping[str, Any] | None, total: str = "bytes_in"
+) -> dict[str, float]:
+    """Return by how much a second each relay's total has grown since the status before, where it was in that."""
+    seconds = status["uptime"] - before["uptime"] if before is not None else 0.0
+    if before is None or seconds <= 0:
+        return {}
+    earlier = {relay["name"]: relay["totals"][total] for relay in before["relays"]}
+    now = {relay["name"]: relay["totals"][total] for relay in status["relays"]}
+    return {name: max(0, count - earlier[name]) / seconds for name, count in now.items() if name in earlier}
+
+
+def _rate(relay: Mapping[str, Any], rates: Mapping[str, float]) -> str:
+    """Return the bytes per second, where the source is up: what it has sent before it ended is no rate."""
+    if relay["source"]["state"] != "up" or relay["name"] not in rates:
+        return "-"
+    figure = amount(rates[relay["name"]])
+    digits = figure.rstrip("KMGT")
+    return f"{digits} {figure[len(digits) :]}B/s"

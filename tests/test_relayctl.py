@@ -75,6 +75,11 @@ class Daemon(FakeControlled):
         self.reactor.close()
 
 
+@pytest.fixture(autouse=True)
+def no_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relayctl, "_MOMENT", 0)
+
+
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     daemon = Daemon(tmp_path / "control.sock")
@@ -95,8 +100,8 @@ def complaint(capsys: Capture, *words: str, status: int) -> str:
 
 
 def words_of(*words: str) -> list[str]:
-    """The words that run relayctl as a process; any warning of Python's is an error."""
-    code = "import sys\nfrom relayd.relayctl import main\nsys.exit(main())"
+    """The words that run relayctl as a process, in a hurry; any warning of Python's is an error."""
+    code = "import sys\nfrom relayd import relayctl\nrelayctl._MOMENT = 0.05\nsys.exit(relayctl.main())"
     return [sys.executable, "-W", "error", "-c", code, *words]
 
 
@@ -340,6 +345,28 @@ def test_status_is_a_table(capsys: Capture, daemon: Daemon) -> None:
     assert [line.split()[0] for line in lines[2:]] == ["RELAY", "ais", "late"]
 
 
+def test_the_rates_of_status_are_those_of_a_moment(
+    capsys: Capture, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(seconds: float) -> None:
+        daemon.snapshot = snapshot(relay("ais", bytes_in=20_480), uptime=102.0)
+
+    monkeypatch.setattr(relayctl, "time", SimpleNamespace(sleep=sleep))
+    assert main(["status"]) == 0
+    assert "10 KB/s" in capsys.readouterr().out
+    assert daemon.calls == [("status",)] * 2
+
+
+def test_status_waits_for_no_rate_where_no_source_is_up(
+    capsys: Capture, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relayctl, "time", None)
+    daemon.snapshot = snapshot(relay("ais", state="waiting", bytes_in=20_480))
+    assert main(["status"]) == 0
+    assert "B/s" not in capsys.readouterr().out
+    assert daemon.calls == [("status",)]
+
+
 @pytest.mark.parametrize("words", [("status", "--json"), ("--json", "status")])
 def test_status_json_is_the_whole_snapshot(capsys: Capture, daemon: Daemon, words: tuple[str, ...]) -> None:
     daemon.snapshot = {**daemon.snapshot, "text": "é\n\x1b", "much": "x" * 3_000_000}
@@ -407,11 +434,11 @@ def test_top_shows_the_table_again_and_again_by_lag(
 
     monkeypatch.setattr(relayctl, "time", SimpleNamespace(sleep=sleep))
     assert main(["top"]) == 0
-    assert slept == [1, 1]
+    assert slept == [relayctl._MOMENT] * 2
     _, first, second = capsys.readouterr().out.split("\x1b[H")
     assert first.index("late") < first.index("ais")
     assert "late" not in second
-    assert "10K/s" in second
+    assert "10 KB/s" in second
     assert second.endswith("\x1b[J")
     assert daemon.calls == [("status",)] * 2  # on one connection
 

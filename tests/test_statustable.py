@@ -22,7 +22,7 @@ def down(last_error: str = "", last_reason: str = "", **changes: Any) -> dict[st
 def relay(name: str = "ais", *links: dict[str, Any], bytes_in: int = 0, dropped: int = 0, **source: Any) -> Any:
     return {
         "name": name,
-        "source": {"state": "up", "for": 12.0, "last_error": "", "last_reason": "", **source},
+        "source": {"state": "up", "for": 12.0, "last_data": 0.3, "bytes": 1, "last_error": "", "last_reason": "", **source},
         "destinations": list(links),
         "totals": {"bytes_in": bytes_in, "dropped": dropped},
     }
@@ -38,7 +38,7 @@ def snapshot(*relays: Any, uptime: float = 100.0, error: str = "") -> dict[str, 
 def cells(lines: list[str], name: str) -> dict[str, str]:
     """Return a relay's row by its columns."""
     head = lines[2]
-    titles = ["RELAY", "SOURCE", "SINCE", "RATE", "LINKS", "QUEUED", "LAG", "DROPPED", "LAST ERROR"]
+    titles = ["RELAY", "SOURCE", "SINCE", "LAST DATA", "RATE", "LINKS", "QUEUED", "LAG", "DROPPED", "LAST ERROR"]
     starts = [head.index(title) for title in titles]
     (row,) = [line for line in lines[3:] if line.split()[0] == name]
     return {
@@ -51,20 +51,22 @@ def test_a_row_says_what_there_is_to_know() -> None:
         link(queued=1000, lag=0.4), link(queued=3096, lag=12.0),
         down("ECONNREFUSED"),
     ]  # fmt: skip
+    before = snapshot(relay("ais"), relay("quiet"), uptime=90.0)
     status = snapshot(
-        relay("ais", *links, bytes_in=5_000_000, dropped=2_500_000), relay("quiet", state="connecting", **{"for": 3700})
+        relay("ais", *links, bytes_in=500_000, dropped=2_500_000),
+        relay("quiet", state="connecting", bytes_in=5000, last_data=None, **{"for": 3700}),
     )
-    lines = table(status, 100)
+    lines = table(status, 110, before)
     assert lines[:2] == [
         "relayd 1.2.3, pid 42, up 1m 40s, 1 of 2 sources up, loop lag 12 ms at most",
         "",
     ]
     assert cells(lines, "ais") == {
-        "RELAY": "ais", "SOURCE": "up", "SINCE": "12s", "RATE": "49K/s", "LINKS": "2 (+1 down)", "QUEUED": "4.0K",
-        "LAG": "12s", "DROPPED": "2.4M", "LAST ERROR": "ECONNREFUSED",
+        "RELAY": "ais", "SOURCE": "up", "SINCE": "12s", "LAST DATA": "0.3s", "RATE": "49 KB/s", "LINKS": "2 (+1 down)",
+        "QUEUED": "4.0K", "LAG": "12s", "DROPPED": "2.4M", "LAST ERROR": "ECONNREFUSED",
     }  # fmt: skip
     assert cells(lines, "quiet") == {
-        "RELAY": "quiet", "SOURCE": "connecting", "SINCE": "1h 1m", "RATE": "0/s", "LINKS": "0", "QUEUED": "0",
+        "RELAY": "quiet", "SOURCE": "connecting", "SINCE": "1h 1m", "LAST DATA": "-", "RATE": "-", "LINKS": "0", "QUEUED": "0",
         "LAG": "-", "DROPPED": "-", "LAST ERROR": "-",
     }  # fmt: skip
 
@@ -80,7 +82,7 @@ def test_where_no_attempt_has_failed_yet_it_is_why_the_link_ended() -> None:
         relay("c", state="listening", last_reason="eof"),
         relay("d", down("one:4001: No route to host", "stalled", peer="one:4001")),
     ]  # fmt: skip
-    lines = table(snapshot(*relays), 100)
+    lines = table(snapshot(*relays), 120)
     assert [cells(lines, name)["LAST ERROR"] for name in "abcd"] == [
         "one:4001: reset", "-", "eof", "one:4001: No route to host",
     ]  # fmt: skip
@@ -155,15 +157,30 @@ def rates(status: dict[str, Any], before: dict[str, Any] | None) -> dict[str, st
 
 def test_rates_are_those_since_the_status_before() -> None:
     before = snapshot(relay("a", bytes_in=10_000), uptime=100)
-    now = snapshot(relay("a", bytes_in=12_000), relay("new", bytes_in=500), uptime=102)
-    assert rates(now, before) == {"a": "1.0K/s", "new": "250/s"}
-    assert rates(now, None) == {"a": "118/s", "new": "5/s"}
+    now = snapshot(relay("a", bytes_in=13_072), relay("new", bytes_in=500), uptime=102)
+    assert rates(now, before) == {"a": "1.5 KB/s", "new": "-"}
+    assert rates(now, None) == {"a": "-", "new": "-"}
+
+
+def test_a_source_that_is_down_or_silent_has_no_rate_of_the_past() -> None:
+    before = snapshot(relay("dead", bytes_in=1), relay("silent", bytes_in=5000), uptime=100)
+    now = snapshot(
+        relay("dead", state="waiting", last_data=None, bytes_in=60_000),
+        relay("silent", last_data=5.6, bytes_in=5000), relay("fresh", bytes=0, last_data=2.0), uptime=101,
+    )  # fmt: skip
+    assert rates(now, before) == {"dead": "-", "silent": "0 B/s", "fresh": "-"}
+    lines = table(now, 100, before)
+    assert [cells(lines, name)["LAST DATA"] for name in ("dead", "silent", "fresh")] == ["-", "5.6s", "none"]
 
 
 def test_no_time_passed_is_no_rate() -> None:
     status = snapshot(relay("a", bytes_in=10), uptime=0.0)
-    assert rates(status, None) == {"a": "0/s"}
-    assert rates(status, status) == {"a": "0/s"}
+    assert rates(status, status) == {"a": "-"}
+
+
+def test_a_total_that_began_anew_is_no_negative_rate() -> None:
+    """The relay was removed, and added again."""
+    assert rates(snapshot(relay("a"), uptime=2.0), snapshot(relay("a", bytes_in=10), uptime=1.0)) == {"a": "0 B/s"}
 
 
 def test_top_has_the_one_that_is_most_behind_first() -> None:

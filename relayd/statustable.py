@@ -65,7 +65,7 @@ def _cut(text: str, width: int) -> str:
 def _headline(status: Mapping[str, Any]) -> str:
     up = sum(relay["source"]["state"] == "up" for relay in status["relays"])
     parts = [
-        f"relayd {status['version']}", f"pid {status['pid']}", f"up {duration(status['uptime'])}",
+        f"relayd {status['version']}{' is stopping' if status['stopping'] else ''}", f"pid {status['pid']}", f"up {duration(status['uptime'])}",
         f"{up} of {len(status['relays'])} sources up", f"loop lag {status['loop_lag']['max'] * 1000:.0f} ms at most",
     ]  # fmt: skip
     return ", ".join(parts)

@@ -28,9 +28,9 @@ def relay(name: str = "ais", *links: dict[str, Any], bytes_in: int = 0, dropped:
     }
 
 
-def snapshot(*relays: Any, uptime: float = 100.0, error: str = "") -> dict[str, Any]:
+def snapshot(*relays: Any, uptime: float = 100.0, error: str = "", stopping: bool = False) -> dict[str, Any]:
     return {
-        "version": "1.2.3", "pid": 42, "uptime": uptime, "loop_lag": {"last": 0.001, "max": 0.0123},
+        "version": "1.2.3", "pid": 42, "uptime": uptime, "stopping": stopping, "loop_lag": {"last": 0.001, "max": 0.0123},
         "reload": {"failed": bool(error), "error": error}, "relays": list(relays),
     }  # fmt: skip
 
@@ -92,6 +92,10 @@ def test_no_relay_at_all() -> None:
     lines = table(snapshot(), 100)
     assert "0 of 0 sources up" in lines[0]
     assert len(lines) == 3
+
+
+def test_a_daemon_that_drains_says_so_first() -> None:
+    assert table(snapshot(relay(), stopping=True), 100)[0].startswith("relayd 1.2.3 is stopping, pid 42, ")
 
 
 def test_a_failed_reload_is_shown_with_its_reason() -> None:

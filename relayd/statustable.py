@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _NAME_MAX = 16  # columns of a relay's name: 64 would push out what matters
 
 _COLUMNS = ("RELAY", "SOURCE", "SINCE", "LAST DATA", "RATE", "LINKS", "QUEUED", "LAG", "DROPPED", "LAST ERROR")
+
+_HELD_ONCE = "QUEUED adds up what waits for each link; in memory it is held once, however many wait for it"
 
 
 def table(
@@ -19,22 +21,32 @@ def table(
 ) -> list[str]:
     """Return the lines. The rates are those since an earlier status; without one there are none.
 
-    They leave a terminal of so many lines one for the cursor; the last says how many relays have no room. 0: no limit.
+    They leave a terminal of `height` lines one for the cursor; the last says how many relays have no room. 0: no limit.
     """
     relays = list(status["relays"])
     if by_lag:
         relays.sort(key=lambda relay: -_lag(relay))
     rates = _rates(status, before)
-    rows = [_COLUMNS, *(_row(relay, rates) for relay in relays)]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
-    lines = ["  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows]
-    failure = status["reload"]["error"]
-    second = f"last reload failed: {failure}" if failure else ""
-    lines = [_headline(status), second, *lines]
-    room = max(1, height - 1) if height else len(lines)
+    titles, *rows = _aligned([_COLUMNS, *(_row(relay, rates) for relay in relays)])
+    shared = any(sum(link["queued"] > 0 for link in relay["destinations"]) > 1 for relay in relays)
+    head = [_headline(status), _failure(status), titles]
+    return _fitted(head, rows, "relays", [_HELD_ONCE] if shared else [], width, height)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _fitted(head: list[str], rows: list[str], what: str, note: list[str], width: int, height: int) -> list[str]:
+    """Return all lines, or those that a terminal has room for; the note is the first to give way."""
+    lines = [*head, *rows]
+    room = max(1, height - 1) if height else len(lines) + len(note)
     if room < len(lines):
-        hidden = min(len(lines) - room + 1, len(relays))
-        lines[room - 1 :] = [f"… {hidden} of {len(relays)} relays are not shown"]
+        hidden = min(len(lines) - room + 1, len(rows))
+        lines[room - 1 :] = [f"… {hidden} of {len(rows)} {what} are not shown"]
+    elif len(lines) + len(note) <= room:
+        lines += note
     return [_cut(line, width) for line in lines]
 
 
@@ -69,6 +81,11 @@ def _headline(status: Mapping[str, Any]) -> str:
         f"{up} of {len(status['relays'])} sources up", f"loop lag {status['loop_lag']['max'] * 1000:.0f} ms at most",
     ]  # fmt: skip
     return ", ".join(parts)
+
+
+def _failure(status: Mapping[str, Any]) -> str:
+    failure = status["reload"]["error"]
+    return f"last reload failed: {failure}" if failure else ""
 
 
 def _row(relay: Mapping[str, Any], rates: Mapping[str, float]) -> tuple[str, ...]:

@@ -151,6 +151,17 @@ def test_a_terminal_that_is_too_low_is_told_how_many_it_does_not_show(height: in
     assert lines[-1] == f"… {rest} of 5 relays are not shown"
 
 
+def test_what_several_wait_for_is_held_once_and_that_is_said_where_there_is_room() -> None:
+    alone = snapshot(relay("a", link(queued=9), link()), relay("b", link(queued=9)))
+    assert not [line for line in table(alone, 100) if "once" in line]
+    crowd = snapshot(relay("a", link(queued=9), link(queued=9)), relay("b"))
+    whole = table(crowd, 100)
+    assert "held once, however many wait" in whole[-1]
+    assert [len(table(crowd, 100, height=height)) for height in (5, 6, 7, 8)] == [4, 5, 6, 6]
+    assert table(crowd, 100, height=6) == whole[:-1]
+    assert table(crowd, 100, height=7) == whole
+
+
 # -- rates and order --------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The control socket: one JSON request, one JSON answer per line.
 
     {"command": "status"}                                  {"ok": true, "status": {...}}
+    {"command": "status", "relay": "ais"}                  the same, with that relay alone
     {"command": "reload"}                                  {"ok": true, "summary": "..."}
     {"command": "stop"}                                    {"ok": true}
     {"command": "kick", "relay": "ais", "peer": "..."}     {"ok": true, "links": 1}
@@ -51,8 +52,8 @@ class RefusedError(Exception):
 class Controlled(Protocol):
     """What can be asked of the daemon; each returns the answer's fields or raises RefusedError."""
 
-    def status(self) -> dict[str, Any]:
-        """Return the whole snapshot."""
+    def status(self, relay: str | None = None) -> dict[str, Any]:
+        """Return the whole snapshot, or that of one relay beside what there is of the daemon."""
 
     def reload(self, ended: Callable[[dict[str, Any] | RefusedError], None]) -> None:
         """Read the configuration again; `ended(the answer's fields, or why not)` is called when that is over."""
@@ -230,7 +231,7 @@ class Caller:
         controlled = self._controller.controlled
         command = request.get("command")
         if command == "status":
-            return {"status": controlled.status()}
+            return {"status": controlled.status(request.get("relay"))}
         if command == "stop":
             return controlled.stop()
         if command == "kick":

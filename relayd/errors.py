@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+_SHOWN = 20  # names at most in a line
+_COMPARED = 200  # names at most: each takes difflib some 20 µs, and a daemon's loop waits for it
+_WORD_MAX = 64  # characters of a word that may be a name, mistyped
 
 
 class RelaydError(Exception):
@@ -50,3 +54,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the known word nearest to `word`, or an empty string."""
     near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def nearest_first(word: str, names: Sequence[str]) -> list[str]:
+    """Return the names, with those first that `word` may have been meant to be."""
+    near = difflib.get_close_matches(word[:_WORD_MAX], names[:_COMPARED], n=3)
+    return [*near, *(name for name in names if name not in near)]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the names in a line, the first of very many: a, b, c and 5 more."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

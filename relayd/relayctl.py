@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from relayd import __version__
 from relayd.errors import did_you_mean
 from relayd.output import one_line, put
-from relayd.statustable import table
+from relayd.statustable import relay_table, table
 
 DEFAULT_SOCKET = "/run/relayd/control.sock"
 
@@ -32,10 +32,11 @@ usage: relayctl [--socket PATH] COMMAND
 
 commands:
   status [--json]          what every relay is doing; --json: the whole snapshot
+  status RELAY [--json]    one relay: its source, and its destination links, the one that lags most first
   top                      the same, refreshed each second, with bytes per second; Ctrl-C ends it
   reload                   read the configuration again; says what was wrong with it
   stop                     stop gracefully
-  kick RELAY PEER          reset the links of a peer, as `status` shows it
+  kick RELAY PEER          reset the links of a peer, as `status RELAY` shows it
   dump RELAY FORMAT        show what passes (text, hex or raw) until Ctrl-C
   dump RELAY off           end everybody's live dumps of a relay
 
@@ -46,8 +47,8 @@ options:
 exit status: 0 fine; 1 it could not be done, or no daemon is running; 2 wrong usage
 """
 
-# command -> how many words follow it
-_COMMANDS = {"status": 0, "top": 0, "reload": 0, "stop": 0, "kick": 2, "dump": 2}
+# command -> how many words may follow it
+_COMMANDS = {"status": (0, 1), "top": (0,), "reload": (0,), "stop": (0,), "kick": (2,), "dump": (2,)}
 
 
 class UsageError(Exception):
@@ -83,7 +84,7 @@ def _run(words: list[str]) -> int:
     command, arguments = _command(words, as_json)
     with _Daemon(path) as daemon:
         if command == "status":
-            _status(daemon, as_json)
+            _status(daemon, arguments, as_json)
         elif command == "top":
             _top(daemon)
         elif command == "dump":
@@ -141,8 +142,10 @@ def _command(words: list[str], as_json: bool) -> tuple[str, list[str]]:
         raise UsageError(f"{command}: unknown command{did_you_mean(command, _COMMANDS)}")
     if as_json and command != "status":
         raise UsageError("--json: belongs to status")
-    if len(arguments) != _COMMANDS[command]:
-        wanted = {"kick": "RELAY and PEER", "dump": "RELAY and FORMAT"}.get(command, "no more words")
+    if len(arguments) not in _COMMANDS[command]:
+        wanted = {"status": "one RELAY at most", "kick": "RELAY and PEER", "dump": "RELAY and FORMAT"}.get(
+            command, "no more words"
+        )
         raise UsageError(f"{command}: takes {wanted}")
     return command, arguments
 
@@ -221,14 +224,18 @@ def _shown(text: Callable[..., _Shown], answer: dict[str, Any], *more: Any) -> _
         ) from None
 
 
-def _status(daemon: _Daemon, as_json: bool) -> None:
-    request = {"command": "status"}
+def _status(daemon: _Daemon, relay: Sequence[str], as_json: bool) -> None:
+    """Show every relay, or the one that is named."""
+    request = {"command": "status", **dict(zip(("relay",), relay, strict=False))}
     answer = daemon.ask(request)
     before = None
     if not as_json and _shown(_flows, answer):
         time.sleep(_MOMENT)
         before, answer = answer["status"], daemon.ask(request)
-    _print(_shown(_status_text, answer, before, as_json))
+    if as_json:
+        _print(_shown(_json_text, answer, relay))
+    else:
+        _print(_shown(_status_text, answer, relay, before))
 
 
 def _flows(answer: dict[str, Any]) -> bool:
@@ -236,9 +243,18 @@ def _flows(answer: dict[str, Any]) -> bool:
     return any(relay["source"]["state"] == "up" for relay in answer["status"]["relays"])
 
 
-def _status_text(answer: dict[str, Any], before: dict[str, Any] | None, as_json: bool) -> str:
+def _json_text(answer: dict[str, Any], relay: Sequence[str]) -> str:
     status = answer["status"]
-    return (json.dumps(status, indent=2) if as_json else "\n".join(table(status, _terminal()[0], before))) + "\n"
+    if relay:
+        (status,) = status["relays"]
+    return json.dumps(status, indent=2) + "\n"
+
+
+def _status_text(answer: dict[str, Any], relay: Sequence[str], before: dict[str, Any] | None) -> str:
+    status = answer["status"]
+    width, height = _terminal()
+    lines = relay_table(status, width, before, height) if relay else table(status, width, before)
+    return "\n".join(lines) + "\n"
 
 
 def _top(daemon: _Daemon) -> None:

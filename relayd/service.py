@@ -89,8 +89,8 @@ class Service:
         up = sum(relay.source_up for relay in self._relays.values())
         return f"{up} of {len(self._relays)} sources up"
 
-    def status(self) -> dict[str, Any]:
-        """Return a snapshot of every relay, as JSON has it."""
+    def status(self, only: str | None = None) -> dict[str, Any]:
+        """Return a snapshot of every relay, or of the one of that name, as JSON has it."""
         now = self._reactor.now
         return {
             "version": __version__,
@@ -99,7 +99,7 @@ class Service:
             "relays": [
                 {**self._relays[config.name].status(now), "settings": config.shown}
                 for config in self.config.relays
-                if config.name in self._relays
+                if config.name in self._relays and only in (None, config.name)
             ],
         }
 

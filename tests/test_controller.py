@@ -35,8 +35,8 @@ class FakeControlled:
         self.watchers: list[DumpTarget] = []
         self.reloads: list[Callable[[dict[str, Any] | RefusedError], None]] | None = None  # those that take their time
 
-    def status(self) -> dict[str, Any]:
-        self.calls.append(("status",))
+    def status(self, relay: str | None = None) -> dict[str, Any]:
+        self.calls.append(("status",) if relay is None else ("status", relay))
         return self.snapshot
 
     def reload(self, ended: Callable[[dict[str, Any] | RefusedError], None]) -> None:
@@ -156,6 +156,8 @@ def control(loop: Loop, tmp_path: Path) -> Iterator[Control]:
     ("request_", "call", "answer"),
     [
         ({"command": "status"}, ("status",), {"ok": True, "status": {"pid": 1}}),
+        ({"command": "status", "relay": "ais"}, ("status", "ais"), {"ok": True, "status": {"pid": 1}}),
+        ({"command": "status", "relay": ""}, ("status", ""), {"ok": True, "status": {"pid": 1}}),
         ({"command": "stop"}, ("stop",), {"ok": True}),
         ({"command": "reload"}, ("reload",), {"ok": False, "error": "f:3: broken\nf:4: too"}),
         (

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from relayd.errors import AddressError, ConfigError, Problem, RelaydError, StartError, did_you_mean
+from relayd.errors import (
+    AddressError,
+    ConfigError,
+    Problem,
+    RelaydError,
+    StartError,
+    did_you_mean,
+    listed,
+    nearest_first,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +50,22 @@ def test_all_have_one_root() -> None:
 )
 def test_c1_the_nearest_known_word(word: str, answer: str) -> None:
     assert did_you_mean(word, ["source", "destination"]) == answer
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("feed-2", ["feed-2", "feed-3", "feed-1", "ais"]), ("zzzz", ["ais", "feed-1", "feed-2", "feed-3"]),
+        ("", ["ais", "feed-1", "feed-2", "feed-3"]), ("sia", ["ais", "feed-1", "feed-2", "feed-3"]),
+    ],
+)  # fmt: skip
+def test_the_nearest_names_come_first_and_none_is_lost(word: str, names: list[str]) -> None:
+    assert nearest_first(word, ["ais", "feed-1", "feed-2", "feed-3"]) == names
+
+
+def test_very_many_names_are_a_line_one_can_read_and_not_all_compared() -> None:
+    names = [f"r{number}" for number in range(5000)]
+    assert nearest_first("r4999" * 10_000, names) == names
+    assert listed(nearest_first("r17", names)).startswith("r17, ")
+    assert listed(names).endswith(", r18, r19 and 4980 more")
+    assert (listed(names[:20]), listed(names[:2]), listed([])) == (", ".join(names[:20]), "r0, r1", "")

@@ -135,7 +135,7 @@ def run(*words: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
         (("--socket",), "--socket: needs a path"),
         (("--socket=", "status"), "--socket: needs a path"),
         (("status", "--socket"), "--socket: needs a path"),
-        (("status", "ais"), "status: takes no more words"),
+        (("status", "ais", "late"), "status: takes one RELAY at most"),
         (("stop", "now"), "stop: takes no more words"),
         (("kick",), "kick: takes RELAY and PEER"),
         (("kick", "ais"), "kick: takes RELAY and PEER"),
@@ -158,6 +158,7 @@ def test_help_names_every_command(capsys: Capture, words: tuple[str, ...]) -> No
     for command in ("status", "top", "reload", "stop", "kick RELAY PEER", "dump RELAY FORMAT", "--socket"):
         assert f"  {command} " in text
     assert "status [--json] " in text
+    assert "status RELAY [--json] " in text
     assert DEFAULT_SOCKET in text
     assert all(len(line) <= 120 for line in text.splitlines())
 
@@ -372,6 +373,31 @@ def test_status_json_is_the_whole_snapshot(capsys: Capture, daemon: Daemon, word
     daemon.snapshot = {**daemon.snapshot, "text": "é\n\x1b", "much": "x" * 3_000_000}
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out) == daemon.snapshot
+
+
+def test_status_of_one_relay_is_its_source_and_its_links(capsys: Capture, daemon: Daemon) -> None:
+    daemon.snapshot = snapshot(relay("ais", link(peer="10.0.0.7:1"), link(peer="10.0.0.7:2", lag=7.0)))
+    assert main(["status", "ais"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "relay ais" in " ".join(lines[2].split())
+    assert [line.split()[0] for line in lines[-2:]] == ["10.0.0.7:2", "10.0.0.7:1"]
+    assert daemon.calls == [("status", "ais")] * 2
+
+
+@pytest.mark.parametrize("words", [("status", "ais", "--json"), ("--json", "status", "ais")])
+def test_status_json_of_one_relay_is_its_object(capsys: Capture, daemon: Daemon, words: tuple[str, ...]) -> None:
+    daemon.snapshot = snapshot(relay("ais", link()))
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out) == relay("ais", link())
+    assert daemon.calls == [("status", "ais")]
+
+
+@pytest.mark.parametrize("words", [("status", "ais"), ("status", "ais", "--json")])
+def test_a_daemon_that_knows_no_status_of_one_relay_is_of_another_version(
+    capsys: Capture, daemon: Daemon, words: tuple[str, ...]
+) -> None:
+    daemon.snapshot = snapshot(relay("ais"), relay("late"))
+    assert "it is of another version than relayctl" in complaint(capsys, *words, status=1)
 
 
 def test_the_socket_can_be_named_in_three_ways(
@@ -601,6 +627,17 @@ def test_top_fits_the_terminal_and_follows_its_size(daemon: Daemon, stack: ExitS
             assert max(map(len, rows)) <= columns
             assert [row.split()[0] for row in rows[3 : 3 + shown]] == [f"r{39 - place}" for place in range(shown)]
             assert rows[3 + shown :] == [f"… {40 - shown} of 40 relays are not shown"] * (shown < 40)
+
+
+def test_status_of_one_relay_fits_the_terminal(daemon: Daemon, stack: ExitStack) -> None:
+    daemon.snapshot = snapshot(relay("ais", *(link(peer=f"10.0.0.7:{number}") for number in range(40))))
+    terminal = Terminal(stack, 60, 24)
+    with on_terminal(terminal, "status", "ais"):
+        rows = terminal.wait_for("are not shown").splitlines()
+    assert len(rows) == 23
+    assert max(map(len, rows)) <= 60
+    shown = sum(row.startswith("10.0.0.7:") for row in rows)
+    assert rows[-1] == f"… {40 - shown} of 40 links "
 
 
 @pytest.mark.parametrize("words", [("status",), ("top",)])

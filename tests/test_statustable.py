@@ -8,29 +8,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relayd.statustable import amount, duration, table
+from relayd.statustable import amount, duration, relay_table, table
 
 
 def link(**changes: Any) -> dict[str, Any]:
-    return {"state": "up", "peer": "10.0.0.7:51344", "queued": 0, "lag": 0.0, **changes}
+    return {
+        "state": "up", "peer": "10.0.0.7:51344", "for": 3.0, "sent": 0, "queued": 0, "lag": 0.0, "dropped": 0,
+        **changes,
+    }  # fmt: skip
 
 
 def down(last_error: str = "", last_reason: str = "", **changes: Any) -> dict[str, Any]:
-    return link(state="waiting", last_error=last_error, last_reason=last_reason, **changes)
+    return link(
+        **{"state": "waiting", "last_error": last_error, "last_reason": last_reason, "next_attempt": None, **changes}
+    )
 
 
-def relay(name: str = "ais", *links: dict[str, Any], bytes_in: int = 0, dropped: int = 0, **source: Any) -> Any:
+def relay(
+    name: str = "ais", *links: dict[str, Any], bytes_in: int = 0, records_in: int = 0, dropped: int = 0, **source: Any
+) -> Any:
     return {
         "name": name,
-        "source": {"state": "up", "for": 12.0, "last_data": 0.3, "bytes": 1, "last_error": "", "last_reason": "", **source},
+        "settings": {"source": ":7001"},
+        "source": {
+            "state": "up", "peer": "192.0.2.9:4001", "for": 12.0, "last_data": 0.3, "bytes": 1, "reconnects": 0,
+            "last_error": "", "last_reason": "", "next_attempt": None, **source,
+        },
         "destinations": list(links),
-        "totals": {"bytes_in": bytes_in, "dropped": dropped},
-    }
+        "totals": {"bytes_in": bytes_in, "records_in": records_in, "dropped": dropped},
+    }  # fmt: skip
 
 
 def snapshot(*relays: Any, uptime: float = 100.0, error: str = "", stopping: bool = False) -> dict[str, Any]:
     return {
-        "version": "1.2.3", "pid": 42, "uptime": uptime, "stopping": stopping, "loop_lag": {"last": 0.001, "max": 0.0123},
+        "version": "1.2.3", "pid": 42, "uptime": uptime, "stopping": stopping,
+        "loop_lag": {"last": 0.001, "max": 0.0123},
         "reload": {"failed": bool(error), "error": error}, "relays": list(relays),
     }  # fmt: skip
 
@@ -66,8 +78,8 @@ def test_a_row_says_what_there_is_to_know() -> None:
         "QUEUED": "4.0K", "LAG": "12s", "DROPPED": "2.4M", "LAST ERROR": "ECONNREFUSED",
     }  # fmt: skip
     assert cells(lines, "quiet") == {
-        "RELAY": "quiet", "SOURCE": "connecting", "SINCE": "1h 1m", "LAST DATA": "-", "RATE": "-", "LINKS": "0", "QUEUED": "0",
-        "LAG": "-", "DROPPED": "-", "LAST ERROR": "-",
+        "RELAY": "quiet", "SOURCE": "connecting", "SINCE": "1h 1m", "LAST DATA": "-", "RATE": "-", "LINKS": "0",
+        "QUEUED": "0", "LAG": "-", "DROPPED": "-", "LAST ERROR": "-",
     }  # fmt: skip
 
 
@@ -209,6 +221,92 @@ def test_top_has_the_one_that_is_most_behind_first() -> None:
     assert order(by_lag=True) == ["most", "some", "none", "up"]
     assert order() == ["none", "some", "up", "most"]
     assert [relay["name"] for relay in status["relays"]] == ["none", "some", "up", "most"]
+
+
+# -- one relay ----------------------------------------------------------------------------------
+
+
+def facts(lines: list[str]) -> dict[str, str]:
+    """Return what is said of the relay and its source, by name."""
+    rows = lines[2 : lines.index("", 2) if "" in lines[2:] else None]
+    at = next(row.index("ais") for row in rows)
+    return {row[:at].strip(): row[at:] for row in rows}
+
+
+def peers(lines: list[str]) -> list[str]:
+    """Return the first word of each row of links."""
+    return [line.split()[0] for line in lines[lines.index("", 2) + 2 :]]
+
+
+CROWD = [
+    link(peer="10.0.0.7:1", sent=5000), link(peer="10.0.0.7:2", queued=3, lag=0.2),
+    link(peer="[2001:db8:1234:5678:9abc:def0:1234:5678]:51344", queued=4096, lag=7.0, dropped=5000, **{"for": 725.0}),
+    down("", "reset", peer="one.example:4001", next_attempt=3.2),
+    down("two.example:4001: No route to host", "eof", peer="two.example:4001", state="connecting"),
+]  # fmt: skip
+
+
+def test_one_relay_is_its_source_and_its_links_with_the_slow_one_first() -> None:
+    before = snapshot(relay("ais", bytes_in=1000, records_in=10), uptime=99.0)
+    now = relay("ais", *CROWD, bytes_in=7000, records_in=24, reconnects=3, last_reason="eof")
+    lines = relay_table(snapshot(now), 150, before)
+    assert lines[0] == "relayd 1.2.3, pid 42, up 1m 40s, loop lag 12 ms at most"
+    assert facts(lines) == {
+        "relay": "ais", "source": "up for 12s, 192.0.2.9:4001", "last data": "0.3s ago",
+        "rate": "5.9 KB/s, 14 records/s", "reconnects": "3", "last reason": "eof", "links": "3 (+2 down)",
+    }  # fmt: skip
+    titles, *rows = lines[lines.index("", 2) + 1 : -1]
+    assert titles.split() == ["PEER", "UP", "FOR", "SENT", "QUEUED", "LAG", "DROPPED", "WHY", "DOWN"]
+    assert [row.split() for row in rows[:3]] == [
+        ["[2001:db8:1234:5678:9abc:def0:1234:5678]:51344", "12m", "5s", "0", "4.0K", "7.0s", "4.9K"],
+        ["10.0.0.7:2", "3.0s", "0", "3", "0.2s", "-"], ["10.0.0.7:1", "3.0s", "4.9K", "0", "-", "-"],
+    ]  # fmt: skip
+    assert rows[3].split()[:2] == ["one.example:4001", "-"]
+    assert rows[3].endswith("  reset (waiting for 3.0s, next attempt in 3.2s)")
+    assert rows[4].endswith("  No route to host (connecting for 3.0s)")
+    assert "held once" in lines[-1]
+
+
+def test_one_relay_whose_source_is_away_says_why_and_when_it_is_tried_again() -> None:
+    away = {
+        "state": "waiting",
+        "peer": None,
+        "last_data": None,
+        "bytes": 0,
+        "last_error": "no route",
+        "next_attempt": 4.0,
+    }
+    lines = relay_table(snapshot(relay("ais", bytes_in=9, records_in=1, **away)), 100)
+    assert facts(lines) == {
+        "relay": "ais", "source": "waiting for 12s, :7001", "next attempt": "in 4.0s", "reconnects": "0",
+        "last error": "no route", "links": "0",
+    }  # fmt: skip
+    assert len(lines) == 8
+
+
+def test_links_that_are_all_up_have_no_reasons() -> None:
+    assert not [line for line in relay_table(snapshot(relay("ais", link())), 100) if "WHY" in line]
+
+
+@pytest.mark.parametrize("width", [100, 80, 40])
+def test_one_relay_fits_the_terminals_width_with_all_figures_in_a_hundred(width: int) -> None:
+    crowd = [link(peer="n" * 260, queued=10**12, sent=10**15, lag=9e8, dropped=10**14), *CROWD]
+    lines = relay_table(snapshot(relay("ais" + "n" * 61, *crowd, last_error="e" * 300)), width)
+    assert max(map(len, lines)) <= width
+    assert width < 100 or "DROPPED" in lines[lines.index("", 2) + 1]
+
+
+@pytest.mark.parametrize("height", range(20))
+def test_one_relay_fits_the_terminals_height_and_says_how_many_links_it_does_not_show(height: int) -> None:
+    status = snapshot(relay("ais", *(link(lag=float(number), peer=f"10.0.0.7:{number}") for number in range(5))))
+    whole, lines = relay_table(status, 100), relay_table(status, 100, height=height)
+    assert peers(whole) == [f"10.0.0.7:{number}" for number in (4, 3, 2, 1, 0)]
+    if height == 0 or height > len(whole):
+        assert lines == whole
+        return
+    assert lines[:-1] == whole[: height - 2 if height > 1 else 0]
+    rest = sum(line.startswith("10.0.0.7:") for line in whole[len(lines) - 1 :])
+    assert lines[-1] == f"… {rest} of 5 links are not shown"
 
 
 # -- figures ------------------------------------------------------------------------------------

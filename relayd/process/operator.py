@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from relayd.controller import RefusedError
+from relayd.errors import listed, nearest_first
 from relayd.net.reactor import Reactor
 from relayd.observe.dump import FORMATS, Dump, DumpTarget
 from relayd.observe.log import EventLog
@@ -27,8 +28,10 @@ class Operator:
         self._log = log
         self._stop = stop
 
-    def status(self) -> dict[str, Any]:
-        """Return the whole snapshot."""
+    def status(self, relay: str | None = None) -> dict[str, Any]:
+        """Return the whole snapshot, or that of one relay beside what there is of the daemon."""
+        if relay is not None:
+            self._relay(relay)
         lag, reloader = self._reactor.lag, self._reloader
         return {
             "pid": os.getpid(),
@@ -36,7 +39,7 @@ class Operator:
             "loop": {"timers": self._reactor.timers, "watched": self._reactor.watched},
             "config": {"path": self._service.config.path, "loaded_at": round(reloader.loaded_at, 3)},
             "reload": {"failed": bool(reloader.failure), "error": reloader.failure},
-            **self._service.status(),
+            **self._service.status(relay),
         }
 
     def reload(self, ended: Callable[[dict[str, Any] | RefusedError], None]) -> None:
@@ -74,5 +77,6 @@ class Operator:
     def _relay(self, name: str) -> Relay:
         relays = {relay.name: relay for relay in self._service.relays}
         if name not in relays:
-            raise RefusedError(f"there is no relay '{name}'; there are {', '.join(relays)}")
+            known = listed(nearest_first(name, list(relays)))
+            raise RefusedError(f"there is no relay '{name}'; " + (f"there are {known}" if known else "there is none"))
         return relays[name]

@@ -123,10 +123,23 @@ def test_kick_resets_the_one_unix_client_that_is_named(living: Living, operator:
             other.recv(1)
 
 
+def test_the_status_of_one_relay_holds_that_alone(operator: Operator) -> None:
+    whole, alone = operator.status(), operator.status("feed")
+    assert set(alone) == set(whole)
+    assert [relay["name"] for relay in alone["relays"]] == ["feed"]
+
+
+def test_an_unknown_relay_is_refused_with_the_nearest_first(operator: Operator) -> None:
+    with pytest.raises(RefusedError, match=r"there is no relay 'fede'; there are feed, a$"):
+        operator.status("fede")
+
+
 @pytest.mark.parametrize("name", ["", "b", "A", "relay a"])
 def test_an_unknown_relay_is_refused_with_those_there_are(operator: Operator, name: str) -> None:
     with pytest.raises(RefusedError, match=f"there is no relay '{name}'; there are a, feed"):
         operator.kick(name, "x")
+    with pytest.raises(RefusedError, match=f"there is no relay '{name}'; there are a, feed"):
+        operator.status(name)
     with pytest.raises(RefusedError, match=f"there is no relay '{name}'; there are a, feed"):
         operator.watch(name, "text", Terminal())
 

@@ -198,6 +198,12 @@ class Relay:
         if taps is not None:
             self._remove_taps(taps)
 
+    @property
+    def peers(self) -> list[str]:
+        """What the other sides of all links are called."""
+        sources = [link.peer for link in self._inlet.links]
+        return sources + [link.peer for destination in self._destinations for link in destination.outlet.links]
+
     def kick(self, peer: str) -> int:
         """Reset the links of a peer; return how many there were."""
         return self._inlet.kick(peer) + sum(destination.outlet.kick(peer) for destination in self._destinations)

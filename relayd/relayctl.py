@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from relayd import __version__
-from relayd.errors import did_you_mean
+from relayd.errors import did_you_mean, listed
 from relayd.output import one_line, put
 from relayd.statustable import relay_table, table
 
@@ -49,6 +49,12 @@ exit status: 0 fine; 1 it could not be done, or no daemon is running; 2 wrong us
 
 # command -> how many words may follow it
 _COMMANDS = {"status": (0, 1), "top": (0,), "reload": (0,), "stop": (0,), "kick": (2,), "dump": (2,)}
+
+_WANTED = {
+    "status": "one RELAY at most",
+    "kick": "RELAY and PEER, as in `relayctl kick ais 10.0.0.7:51344`",
+    "dump": "RELAY and FORMAT, as in `relayctl dump ais text`",
+}
 
 
 class UsageError(Exception):
@@ -139,14 +145,12 @@ def _command(words: list[str], as_json: bool) -> tuple[str, list[str]]:
         raise UsageError("a command is missing; relayctl --help lists them")
     command, *arguments = words
     if command not in _COMMANDS:
-        raise UsageError(f"{command}: unknown command{did_you_mean(command, _COMMANDS)}")
+        near = did_you_mean(command, _COMMANDS) or f"; there are {listed(list(_COMMANDS))}"
+        raise UsageError(f"{command}: unknown command{near}")
     if as_json and command != "status":
         raise UsageError("--json: belongs to status")
     if len(arguments) not in _COMMANDS[command]:
-        wanted = {"status": "one RELAY at most", "kick": "RELAY and PEER", "dump": "RELAY and FORMAT"}.get(
-            command, "no more words"
-        )
-        raise UsageError(f"{command}: takes {wanted}")
+        raise UsageError(f"{command}: takes {_WANTED.get(command, 'no more words')}")
     return command, arguments
 
 

@@ -55,9 +55,12 @@ class Operator:
 
     def kick(self, relay: str, peer: str) -> dict[str, Any]:
         """Reset the links of a peer."""
-        links = self._relay(relay).kick(peer)
+        found = self._relay(relay)
+        links = found.kick(peer)
         if not links:
-            raise RefusedError(f"relay {relay} has no peer {peer}")
+            near = listed([other for other in found.peers if _host(other) == _host(peer)])
+            cure = f"of that host there are {near}" if near else f"`relayctl status {relay}` shows them, as host:port"
+            raise RefusedError(f"relay {relay} has no peer {peer}; {cure}")
         return {"links": links}
 
     def watch(self, relay: str, style: str, target: DumpTarget) -> Callable[[], None]:
@@ -80,3 +83,10 @@ class Operator:
             known = listed(nearest_first(name, list(relays)))
             raise RefusedError(f"there is no relay '{name}'; " + (f"there are {known}" if known else "there is none"))
         return relays[name]
+
+
+def _host(peer: str) -> str:
+    """Return what a peer's name has beside the port, which somebody may have left off."""
+    host, _, port = peer.rpartition(":")
+    whole = not host or port.endswith("]") or (":" in host and not host.endswith("]"))  # [::1], and ::1 without them
+    return (peer if whole else host).strip("[]")

@@ -230,8 +230,9 @@ def test_kick(flow: Flow) -> None:
         with pytest.raises(ConnectionResetError):
             receive_all(victim)
     running.wait_log(peer, "event=closed", "reason=kicked")
+    others = f"{name_of(flow.source)}, {name_of(flow.client)}"
     for words, reason in (
-        (("kick", "flow", peer), f"relay flow has no peer {peer}"),
+        (("kick", "flow", peer), f"relay flow has no peer {peer}; of that host there are {others}"),
         (("kick", "flaw", peer), "there is no relay 'flaw'; there are flow"),
     ):
         done = running.relayctl(*words)

@@ -13,7 +13,7 @@ import pytest
 from relayd.controller import RefusedError
 from relayd.observe.dump import DumpStream
 from relayd.observe.writer import Lost
-from relayd.process.operator import Operator
+from relayd.process.operator import Operator, _host
 from tests.process.test_reloader import RELAY, Living
 
 FEED = "[relay feed]\nsource = replay:{0}/feed?rate=1000&loop=yes\ndestination = unix:out\nframing = line\n"
@@ -109,7 +109,7 @@ def test_kick_resets_the_links_of_a_peer(living: Living, operator: Operator) -> 
         assert living.house.receive(client, 1) == b""
         living.house.until(lambda: not operator.status()["relays"][0]["destinations"])
         assert living.logged("event=closed", "reason=kicked")
-        with pytest.raises(RefusedError, match=r"relay a has no peer 10\.0\.0\.7:1"):
+        with pytest.raises(RefusedError, match=r"relay a has no peer 10\.0\.0\.7:1; `relayctl status a` shows them"):
             operator.kick("a", "10.0.0.7:1")
 
 
@@ -121,6 +121,29 @@ def test_kick_resets_the_one_unix_client_that_is_named(living: Living, operator:
         assert living.house.receive(one, 1) == b""
         with pytest.raises(BlockingIOError):
             other.recv(1)
+
+
+def test_kick_of_nobody_names_those_of_that_host(living: Living, operator: Operator) -> None:
+    with living.house.connect("a.out"), living.house.connect("a.in"):
+        living.house.until(lambda: len(living.logged("relay=a", "event=connected")) == 2)
+        status = operator.status("a")["relays"][0]
+        peers = f"{status['source']['peer']}, {status['destinations'][0]['peer']}"
+        for asked in ("unix", "unix:pid1-2"):
+            with pytest.raises(RefusedError) as caught:
+                operator.kick("a", asked)
+            assert str(caught.value) == f"relay a has no peer {asked}; of that host there are {peers}"
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        ("10.0.0.7:51344", "10.0.0.7"), ("10.0.0.7", "10.0.0.7"), ("[::1]:80", "::1"), ("[::1]", "::1"), ("::1", "::1"),
+        ("2001:db8::7", "2001:db8::7"), ("feed.example:4001", "feed.example"), ("feed.example", "feed.example"),
+        ("unix:pid1-2", "unix"), ("unix", "unix"), ("", ""),
+    ],
+)  # fmt: skip
+def test_the_host_of_a_peer_that_is_written_with_a_port_or_without(peer: str, host: str) -> None:
+    assert _host(peer) == host
 
 
 def test_the_status_of_one_relay_holds_that_alone(operator: Operator) -> None:

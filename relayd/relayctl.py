@@ -33,7 +33,7 @@ usage: relayctl [--socket PATH] COMMAND
 commands:
   status [--json]          what every relay is doing; --json: the whole snapshot
   status RELAY [--json]    one relay: its source, and its destination links, the one that lags most first
-  top                      the same, refreshed each second, with bytes per second; Ctrl-C ends it
+  top                      the same as a table that is refreshed each second; Ctrl-C ends it
   reload                   read the configuration again; says what was wrong with it
   stop                     stop gracefully
   kick RELAY PEER          reset the links of a peer, as `status RELAY` shows it
@@ -164,6 +164,7 @@ class _Daemon:
         timeval = struct.pack("ll", *divmod(int(_TIMEOUT * 1_000_000), 1_000_000))
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         self._received = b""
+        self._answered = False  # it was there, and let us in
         try:
             self._sock.connect(path)
         except (OSError, ValueError) as error:
@@ -187,8 +188,13 @@ class _Daemon:
             self._sock.sendall(json.dumps(request).encode() + b"\n")
             while b"\n" not in self._received:
                 self._receive()
+        except (ConnectionResetError, BrokenPipeError, EOFError):
+            if self._answered:
+                raise FailedError("relayd has ended (or has hung up, after a minute without a question)") from None
+            raise FailedError("no answer: relayd has hung up; it is ending, or has too many callers") from None
         except OSError as error:
             raise FailedError(f"no answer: {error.strerror or error}") from None
+        self._answered = True
         line, _, self._received = self._received.partition(b"\n")
         try:
             answer = json.loads(line)
@@ -213,7 +219,7 @@ class _Daemon:
     def _receive(self) -> None:
         data = self._sock.recv(1 << 20)
         if not data:
-            raise FailedError("the daemon hung up")
+            raise EOFError
         self._received += data
 
 
@@ -262,19 +268,25 @@ def _status_text(answer: dict[str, Any], relay: Sequence[str], before: dict[str,
 
 
 def _top(daemon: _Daemon) -> None:
+    """Show the table again and again, in its place on a terminal, one below the other elsewhere."""
+    text = _screen_text if _on_terminal() else _frame_text
     before: dict[str, Any] | None = None
     while True:
         answer = daemon.ask({"command": "status"})
-        _print(_shown(_top_text, answer, before))
+        _print(_shown(text, answer, before))
         before = answer["status"]
         time.sleep(_MOMENT)
 
 
-def _top_text(answer: dict[str, Any], before: dict[str, Any] | None) -> str:
+def _screen_text(answer: dict[str, Any], before: dict[str, Any] | None) -> str:
     width, height = _terminal()
     rows = table(answer["status"], width, before, by_lag=True, height=height)
     # Home, the rows, each clearing what stood behind it, and all that stood below.
     return "\x1b[H" + "\n".join(f"{row}\x1b[K" for row in rows) + "\n\x1b[J"
+
+
+def _frame_text(answer: dict[str, Any], before: dict[str, Any] | None) -> str:
+    return "\n".join(table(answer["status"], _terminal()[0], before, by_lag=True)) + "\n\n"
 
 
 def _dump(daemon: _Daemon, relay: str, style: str) -> None:
@@ -294,6 +306,13 @@ def _report(answer: dict[str, Any], command: str) -> str:
     if command == "kick":
         return f"{answer['links']} link(s) reset\n"
     return "stopping\n"
+
+
+def _on_terminal() -> bool:
+    try:
+        return os.isatty(sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):  # it is closed, or something of somebody's own
+        return False
 
 
 def _terminal() -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
     {"command": "status"}                                  {"ok": true, "status": {...}}
     {"command": "status", "relay": "ais"}                  the same, with that relay alone
-    {"command": "reload"}                                  {"ok": true, "summary": "..."}
+    {"command": "reload"}                                  {"ok": true, "summary": "...", "added": [...],
+                                                           "removed": [...], "changed": [...], "needs_restart": [...]}
     {"command": "stop"}                                    {"ok": true}
     {"command": "kick", "relay": "ais", "peer": "..."}     {"ok": true, "links": 1}
     {"command": "dump", "relay": "ais", "format": "text"}  {"ok": true}, then the dump until the caller hangs up,

@@ -34,7 +34,7 @@ commands:
   status [--json]          what every relay is doing; --json: the whole snapshot
   status RELAY [--json]    one relay: its source, and its destination links, the one that lags most first
   top                      the same as a table that is refreshed each second; Ctrl-C ends it
-  reload                   read the configuration again; says what was wrong with it
+  reload                   read the configuration again; says what has changed, or what was wrong with it
   stop                     stop gracefully
   kick RELAY PEER          reset the links of a peer, as `status RELAY` shows it
   dump RELAY FORMAT        show what passes (text, hex or raw) until Ctrl-C
@@ -302,10 +302,22 @@ def _dump(daemon: _Daemon, relay: str, style: str) -> None:
 
 def _report(answer: dict[str, Any], command: str) -> str:
     if command == "reload":
-        return f"reloaded: {answer['summary']}\n"
+        return _reload_text(answer)
     if command == "kick":
         return f"{answer['links']} link(s) reset\n"
     return "stopping\n"
+
+
+def _reload_text(answer: dict[str, Any]) -> str:
+    lines = [f"reloaded: {answer['summary']}"]
+    # A daemon that runs since before an upgrade does not say what has changed, but it has reloaded.
+    changes = {what: answer.get(what, ()) for what in ("added", "removed", "changed")}
+    lines += [f"{what}: {listed(names)}" for what, names in changes.items() if names]
+    if "changed" in answer and not any(changes.values()):
+        lines.append("no relay has changed")
+    if keys := answer.get("needs_restart"):
+        lines.append(f"from the next start of relayd on: {listed(keys)}")
+    return "\n".join(lines) + "\n"
 
 
 def _on_terminal() -> bool:

@@ -50,6 +50,16 @@ class Plan:
     needs_restart: tuple[str, ...]  # keys of [relayd] that changed and wait for the next start
 
     @property
+    def names(self) -> dict[str, list[str]]:
+        """The names of all that changes, by what becomes of it, as JSON has it."""
+        return {
+            "added": [relay.name for relay in self.added],
+            "removed": [relay.name for relay in self.removed],
+            "changed": [change.new.name for change in self.changed],
+            "needs_restart": list(self.needs_restart),
+        }
+
+    @property
     def empty(self) -> bool:
         """Whether no relay is touched."""
         return not (self.added or self.removed or self.changed)

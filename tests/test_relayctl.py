@@ -423,6 +423,29 @@ def test_reload(capsys: Capture, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr().out == "reloaded: 3 of 4 sources up\n"
 
 
+def test_reload_says_what_has_changed_and_what_waits_for_the_next_start(
+    capsys: Capture, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = {
+        "summary": "3 of 4 sources up", "added": ["a", "b"], "removed": [], "changed": [f"c{n}" for n in range(30)],
+        "needs_restart": ["user", "umask"],
+    }  # fmt: skip
+    monkeypatch.setattr(daemon, "reload", lambda ended: ended(done))
+    assert main(["reload"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "reloaded: 3 of 4 sources up"
+    assert lines[0] == "added: a, b"
+    assert lines[1].startswith("changed: c0, c1, ") and lines[1].endswith(", c19 and 10 more")
+    assert lines[2:] == ["from the next start of relayd on: user, umask"]
+
+
+def test_reload_says_that_nothing_has_changed(capsys: Capture, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = dict.fromkeys(("added", "removed", "changed", "needs_restart"), ())
+    monkeypatch.setattr(daemon, "reload", lambda ended: ended({"summary": "3 of 4 sources up", **names}))
+    assert main(["reload"]) == 0
+    assert capsys.readouterr().out == "reloaded: 3 of 4 sources up\nno relay has changed\n"
+
+
 def test_a_refused_reload_says_every_reason(capsys: Capture, daemon: Daemon) -> None:
     assert main(["reload"]) == 1
     printed = capsys.readouterr()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from relayd.controller import RefusedError
@@ -44,9 +44,13 @@ class Operator:
 
     def reload(self, ended: Callable[[dict[str, Any] | RefusedError], None]) -> None:
         """Read the configuration again; `ended(the answer's fields, or why not)` is called when that is over."""
-        self._reloader.reload(
-            lambda reasons: ended(RefusedError("\n".join(reasons)) if reasons else {"summary": self._service.summary()})
-        )
+
+        def told(reasons: Sequence[str]) -> None:
+            plan = self._reloader.plan
+            done = {"summary": self._service.summary(), **(plan.names if plan is not None else {})}
+            ended(RefusedError("\n".join(reasons)) if reasons else done)
+
+        self._reloader.reload(told)
 
     def stop(self) -> dict[str, Any]:
         """Stop gracefully, as SIGTERM does, once the answer is under way."""

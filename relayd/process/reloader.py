@@ -56,6 +56,7 @@ class Reloader:
         self._pending = False
         self._lookups: Lookups | None = None
         self._asking: list[Callable[[Reasons], None]] = []
+        self.plan: Plan | None = None  # what the last reload that was done has changed
         self.failure = ""  # why the last reload was not done, "" where it was
         self.loaded_at = time.time()  # wall clock, for people
 
@@ -149,6 +150,7 @@ class Reloader:
         self._log.target, self._log.level = target, config.log_level
         for key in plan.needs_restart:
             self._log.bind().warning("needs_restart", key=key)
+        self.plan = plan
         return plan
 
     def _end(self, reasons: Reasons) -> None:

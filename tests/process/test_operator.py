@@ -79,6 +79,17 @@ def test_a_reload_answers_with_the_summary(living: Living, operator: Operator) -
     assert reload(operator)["summary"].endswith("of 2 sources up")
 
 
+def test_a_reload_answers_with_what_has_changed(living: Living, operator: Operator) -> None:
+    unchanged: dict[str, list[str]] = {"added": [], "removed": [], "changed": [], "needs_restart": []}
+    answer = reload(operator)
+    assert {name: answer[name] for name in unchanged} == unchanged
+    living.write("[relayd]\numask = 0077\n" + RELAY.format("a") + "max_clients = 7\n" + RELAY.format("b"))
+    answer = reload(operator)
+    assert {name: answer[name] for name in unchanged} == {
+        "added": ["b"], "removed": ["feed"], "changed": ["a"], "needs_restart": ["umask"],
+    }  # fmt: skip
+
+
 def test_p8_a_reload_that_is_not_done_answers_with_every_reason_and_the_status_shows_it(
     living: Living, operator: Operator
 ) -> None:

@@ -30,7 +30,7 @@ class Setting:
         self.pipeline.taps += (lambda chunk, peer: self.got.append((chunk, peer)),)
         sinks = SinkSettings(self.reactor, self.backward, LINE, buffer, Relief.HOLD, kept=True)  # type: ignore[arg-type]
         self.told: list[str] = []
-        log, self.lines = bound_log(self.reactor)
+        log, self.lines = bound_log(FakeReactor())
         self.endpoint = FakeEndpoint()
         self.inlet = Inlet(
             self.reactor, self.pipeline, sinks, lambda: framing.framer(max_record), self.counters, log,

@@ -15,7 +15,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NoReturn
 
 import daemon
@@ -76,21 +76,24 @@ def daemonize(pidfile: PidFile | None, umask: int | None, body: Callable[[Caller
     fill_standard_descriptors()
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         reader, writer = os.pipe()
         child = os.fork()
     except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if pidfile is not None:
             pidfile.release()
         raise StartError([f"cannot start another process: {error.strerror}"]) from error
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(reader)
         _detach(pidfile, umask, Caller(writer), body)
     try:
         os.close(writer)
         if pidfile is not None:
             os.close(pidfile.fd)  # the child has the lock now, through a descriptor of its own
-        _await_ready(reader)
+        _await_ready(reader, mask)
     finally:
         os.close(reader)
 
@@ -153,10 +156,14 @@ class _Start:
                 self.reasons = message.get("reasons", self.reasons)
 
 
-def _await_ready(reader: int) -> None:
-    """Return when the daemon is ready; raises StartError, when it is gone, with its reasons or what befell it."""
+def _await_ready(reader: int, mask: Collection[int]) -> None:
+    """Return when the daemon is ready; raises StartError, when it is gone, with its reasons or what befell it.
+
+    `mask`: the signals to be blocked; SIGINT has been since before there was a daemon, and is now taken.
+    """
     start = _Start(reader)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         start.hear(_READY_TIMEOUT, lambda: start.ready)
         if start.ready:
             return

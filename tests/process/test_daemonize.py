@@ -225,6 +225,13 @@ def test_ctrl_c_before_the_daemon_has_told_its_pid_ends_it_too(start: Start) -> 
     wait_until(lambda: not (start.folder / "pid").exists() or not start.alive(), "the daemon's end")
 
 
+def test_ctrl_c_just_after_the_fork_ends_it_too(start: Start) -> None:
+    setup = "made = tested._Start\ntested._Start = lambda fd: (os.kill(starter, signal.SIGINT), made(fd))[1]"
+    assert start.run(STAY, SETUP=setup) == 1
+    assert start.read("reasons") == INTERRUPTED
+    wait_until(lambda: not (start.folder / "pid").exists() or not start.alive(), "the daemon's end")
+
+
 @pytest.mark.parametrize("fails", ["pipe", "fork"])
 def test_a_process_that_cannot_be_had_is_told_and_leaves_no_pidfile(start: Start, fails: str) -> None:
     setup = f"def fails(): raise OSError(11, 'Resource temporarily unavailable')\nos.{fails} = fails"

@@ -45,7 +45,8 @@ Who is who, in the order of reading:
 Imports run one way, each line only to lines below it:
 
     cli, relayctl
-    process, statustable, output
+    process, statustable
+    output
     controller, service
     build, reload
     relay

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import socket
 
 _OUT_OF_SIGHT = (FileNotFoundError, NotADirectoryError, PermissionError, ConnectionRefusedError)
@@ -16,12 +16,15 @@ class DatagramSender:
 
         Who has it now is kept in mind, for the time when it leads nowhere: inside a chroot, under another user.
         """
+        self.absence = ""  # why nobody was there at the beginning, "" where somebody was
         self.full = False  # whether the last datagram was lost for want of room: somebody is there, who may yet take it
         self._address = address
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.setblocking(False)
-        with contextlib.suppress(OSError):
+        try:
             self._sock.connect(address)
+        except OSError as error:
+            self.absence = os.strerror(error.errno or 0)
 
     def send(self, data: bytes) -> bool:
         """Send one datagram; whether somebody took it. The address is looked up anew: a restart is survived."""

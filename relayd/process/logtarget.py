@@ -33,7 +33,7 @@ class LogTargets:
     def make(self, config: Config) -> LogTarget:
         """Return the target that is configured. Raises StartError."""
         render = RENDERS[config.log_format]
-        name = config.log or ("stderr" if self._stderr is not None else "syslog")
+        name = self._name(config)
         if name == "stderr":
             if self._stderr is None:
                 raise StartError(["log = stderr: a daemon has no terminal; choose syslog, journal or a path"])
@@ -46,6 +46,19 @@ class LogTargets:
             return FileTarget(name, render)
         except OSError as error:
             raise StartError([f"cannot write log {name}: {error.strerror}"]) from error
+
+    def absence(self, config: Config) -> str:
+        """Return why nobody sees what is logged, "" where somebody may: the log cannot say it itself."""
+        name = self._name(config)
+        ways = {"syslog": (SYSLOG_SOCKET, self._syslog), "journal": (JOURNAL_SOCKET, self._journal)}
+        path, way = ways.get(name, ("", None))
+        if way is None or not way.absence:
+            return ""
+        others = "log = PATH" if self._stderr is None else "log = PATH or stderr"
+        return f"log: no {name} at {path}: {way.absence}; nothing is logged until there is one ({others} would be seen)"
+
+    def _name(self, config: Config) -> str:
+        return config.log or ("stderr" if self._stderr is not None else "syslog")
 
     def close(self) -> None:
         """No target of ours is used any more."""

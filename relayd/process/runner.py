@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, MutableMapping
 
 from lockfile import AlreadyLocked, LockFailed
@@ -19,6 +20,7 @@ from relayd.net.resolver import Resolver
 from relayd.observe.dump import RETRY_INTERVAL
 from relayd.observe.log import BoundLog, EventLog
 from relayd.observe.writer import LossyWriter, unshared
+from relayd.output import put
 from relayd.policy.loops import LoopGuard
 from relayd.process.daemonize import Caller, daemonize
 from relayd.process.limits import keep_freed_memory, raise_descriptor_limit
@@ -178,6 +180,9 @@ class _Runner:
         """Log what whoever runs us should know of how we were started."""
         if self._stale:
             log.warning("pidfile_replaced", pid=self._stale, reason="its owner has ended without removing it")
+        absence = self._log_targets.absence(self._config)
+        if absence:
+            put(sys.stderr, f"relayd: {absence}\n")
         if self._stderr is None and os.geteuid() == 0:
             log.warning("running_as_root", cure="set user in [relayd]")
 

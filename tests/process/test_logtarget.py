@@ -95,6 +95,33 @@ def test_a_reload_from_inside_a_chroot_may_still_go_over_to_them(
         assert b"event=x" in receiver.recv(65536)
 
 
+@pytest.mark.parametrize(
+    ("log", "stderr", "cure"),
+    [
+        ("", None, "log = PATH"),
+        ("syslog", None, "log = PATH"),
+        ("syslog", STDERR, "log = PATH or stderr"),
+        ("journal", STDERR, "log = PATH or stderr"),
+    ],
+)
+def test_that_nobody_sees_what_is_logged_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str, stderr: Any, cure: str
+) -> None:
+    for name in ("SYSLOG_SOCKET", "JOURNAL_SOCKET"):
+        monkeypatch.setattr(tested, name, str(tmp_path / "log"))
+    with targets(stderr) as made:
+        assert made.absence(config(log=log)) == (
+            f"log: no {log or 'syslog'} at {tmp_path}/log: No such file or directory; nothing is logged until there is "
+            f"one ({cure} would be seen)"
+        )
+
+
+def test_what_can_be_seen_is_not_absent(receiver: socket.socket, tmp_path: Path) -> None:
+    for stderr, log in ((None, ""), (None, "syslog"), (STDERR, "journal"), (STDERR, ""), (None, str(tmp_path / "l"))):
+        with targets(stderr) as made:
+            assert made.absence(config(log=log)) == ""
+
+
 def test_a_path_is_a_file(tmp_path: Path) -> None:
     with targets(None) as made:
         target = made.make(config(log=str(tmp_path / "l"), log_format="json"))

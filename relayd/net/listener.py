@@ -308,7 +308,7 @@ def _listen_tcp(family: socket.AddressFamily, name: Any, settings: ListenSetting
 
 
 def _listen_unix(path: str, settings: ListenSettings) -> socket.socket:
-    _remove_dead_socket(path)
+    remove_dead_socket(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -325,7 +325,7 @@ def _listen_unix(path: str, settings: ListenSettings) -> socket.socket:
         raise
 
 
-def _remove_dead_socket(path: str) -> None:
+def remove_dead_socket(path: str) -> None:
     """Remove a socket file that nobody listens on; raises OSError where somebody does, or it is a file."""
     try:
         mode = os.lstat(path).st_mode

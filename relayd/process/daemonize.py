@@ -72,30 +72,34 @@ def daemonize(pidfile: PidFile | None, umask: int | None, body: Callable[[Caller
 
     `pidfile` is held already, so that a second instance is told on the terminal.  Descriptors are
     made by the body: everything but the standard ones, the pidfile's and the pipe's is closed before.
+    The pidfile of a start that has failed is removed here: the daemon may have given up the right to.
     """
     fill_standard_descriptors()
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        reader, writer = os.pipe()
-        child = os.fork()
-    except OSError as error:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            reader, writer = os.pipe()
+            child = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            raise StartError([f"cannot start another process: {error.strerror}"]) from error
+        if child == 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(reader)
+            _detach(pidfile, umask, Caller(writer), body)
+        try:
+            os.close(writer)
+            _await_ready(reader, mask)
+        finally:
+            os.close(reader)
+    except StartError:
         if pidfile is not None:
             pidfile.release()
-        raise StartError([f"cannot start another process: {error.strerror}"]) from error
-    if child == 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(reader)
-        _detach(pidfile, umask, Caller(writer), body)
-    try:
-        os.close(writer)
-        if pidfile is not None:
-            os.close(pidfile.fd)  # the child has the lock now, through a descriptor of its own
-        _await_ready(reader, mask)
-    finally:
-        os.close(reader)
+        raise
+    if pidfile is not None:
+        os.close(pidfile.fd)  # the daemon has the lock, through a descriptor of its own
 
 
 def _detach(pidfile: PidFile | None, umask: int | None, caller: Caller, body: Callable[[Caller], None]) -> NoReturn:

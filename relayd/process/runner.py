@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from relayd.build import Surroundings, listen_settings
 from relayd.config.settings import Config
 from relayd.controller import Controller
 from relayd.errors import StartError
-from relayd.net.listener import Listener, ListenerPool
+from relayd.net.listener import Listener, ListenerPool, remove_dead_socket
 from relayd.net.reactor import Reactor
 from relayd.net.resolver import Resolver
 from relayd.observe.dump import RETRY_INTERVAL
@@ -69,7 +70,16 @@ def run_daemon(config: Config, load: Load, environ: MutableMapping[str, str]) ->
         runner = _Runner(config, load, environ, foreground=False, stale=pidfile.stale if pidfile else 0)
         runner.run(ready=caller.say_ready)
 
-    daemonize(pidfile, config.umask, body)
+    try:
+        daemonize(pidfile, config.umask, body)
+    except StartError:
+        # What the daemon made while it was root, and could not remove when it was somebody else, or in a chroot.
+        enabled = [relay for relay in config.relays if relay.enabled]
+        for address in (address for relay in enabled for _, address in relay.listening):
+            if isinstance(address, UnixAddress):
+                with contextlib.suppress(OSError):
+                    remove_dead_socket(address.path)
+        raise
 
 
 def _held(config: Config) -> PidFile | None:

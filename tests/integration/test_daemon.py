@@ -237,6 +237,19 @@ def test_without_a_right_to_the_folder_the_pidfile_is_emptied(public: Path, tmp_
         assert running.processes() == [running.pid]
 
 
+@needs_root
+@pytest.mark.parametrize("jailed", [False, True])
+def test_a_start_that_fails_when_root_was_given_up_leaves_nothing_behind(public: Path, jailed: bool) -> None:
+    rooms = public / "rooms"
+    rooms.mkdir(mode=0o755)  # root's: nobody may not remove what is in it
+    files: dict[str, object] = {"pidfile": rooms / "relayd.pid", "log": rooms / "none" / "log", "control": None}
+    lost: dict[str, object] = {"chroot": public} if jailed else {"user": "nobody"}
+    there = Site(public, relay("local", free_port(), f"unix:{rooms}/s"), **files, **lost)
+    said = refused(there)
+    assert f"cannot write log {rooms}/none/log: No such file or directory" in said
+    assert os.listdir(rooms) == []
+
+
 # -- odd surroundings -----------------------------------------------------------------------------
 
 

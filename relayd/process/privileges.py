@@ -4,9 +4,11 @@ from __future__ import annotations
 
 # getaddrinfo asks for this codec at its first call, which may come when a chroot has put it out of reach.
 import encodings.idna  # noqa: F401
+import errno
 import grp
 import os
 import pwd
+from collections.abc import Iterable
 
 from relayd.errors import StartError
 
@@ -52,10 +54,9 @@ class Identity:
         """
         if not root and os.getuid() == os.geteuid() == self.uid and self.gid in (-1, os.getgid()):
             return  # it is who we are: systemd has seen to it
+        if root:
+            _enter(root)
         try:
-            if root:
-                os.chroot(root)
-                os.chdir("/")
             if self.gid >= 0:
                 # Not DaemonContext(initgroups=True), which sets the groups and forgets setgid.
                 if self.uid >= 0:
@@ -69,6 +70,21 @@ class Identity:
             raise StartError([f"cannot give up privileges: {error.strerror}"]) from error
         if self.uid > 0 and _can_be_root():
             raise StartError(["cannot give up privileges: root could be had again"])
+
+
+def found_from(root: str, reasons: Iterable[str]) -> list[str]:
+    """Return the reasons; those that say a file is missing say, in a chroot, that it was looked for in there."""
+    missing = os.strerror(errno.ENOENT)
+    return [f"{reason} (inside chroot {root})" if root and missing in reason else reason for reason in reasons]
+
+
+def _enter(root: str) -> None:
+    try:
+        os.chroot(root)
+        os.chdir("/")
+    except OSError as error:
+        cure = "; start as root, or leave out chroot" if isinstance(error, PermissionError) else ""
+        raise StartError([f"chroot: cannot enter {root}: {error.strerror}{cure}"]) from error
 
 
 def _can_be_root() -> bool:

@@ -28,7 +28,7 @@ from relayd.process.limits import keep_freed_memory, raise_descriptor_limit
 from relayd.process.logtarget import LogTargets
 from relayd.process.operator import Operator
 from relayd.process.pidfile import PidFile
-from relayd.process.privileges import Identity
+from relayd.process.privileges import Identity, found_from
 from relayd.process.reloader import Reloader
 from relayd.process.signals import Signals
 from relayd.process.systemd import Notifier, listen_descriptors
@@ -128,6 +128,7 @@ class _Runner:
         self._pool = ListenerPool(listen_descriptors(environ))
         self._stdout = LossyWriter(reactor, unshared(_STDOUT), RETRY_INTERVAL, self._stdout_failed)
         self._status_pending = False
+        self._inside = ""  # the chroot, once it has been entered
         self._log: EventLog
         self._service: Service
         self._reloader: Reloader
@@ -139,12 +140,15 @@ class _Runner:
             keep_freed_memory()
             claims = self._claimed()
             self._identity.assume(self._config.chroot)
+            self._inside = self._config.chroot
             self._log = EventLog(self._reactor, self._log_targets.make(self._config), self._config.log_level)
             try:
                 self._serve(ready, claims, max_links)
             finally:
                 self._close_stdout()
                 self._log.close()
+        except StartError as error:
+            raise StartError(found_from(self._inside, error.reasons)) from error
         finally:
             self._log_targets.close()
             self._notifier.close()

@@ -246,7 +246,8 @@ def test_a_start_that_fails_when_root_was_given_up_leaves_nothing_behind(public:
     lost: dict[str, object] = {"chroot": public} if jailed else {"user": "nobody"}
     there = Site(public, relay("local", free_port(), f"unix:{rooms}/s"), **files, **lost)
     said = refused(there)
-    assert f"cannot write log {rooms}/none/log: No such file or directory" in said
+    missing = f"cannot write log {rooms}/none/log: No such file or directory"
+    assert said == f"relayd: {missing}{f' (inside chroot {public})' if jailed else ''}\n"
     assert os.listdir(rooms) == []
 
 

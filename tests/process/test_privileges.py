@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from relayd.errors import StartError
-from relayd.process.privileges import Identity
+from relayd.process.privileges import Identity, found_from
 from tests.support import PATIENCE, ROOT
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives up root")
@@ -24,7 +24,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives up root")
 _CODE = """
 import json, os, sys
 from relayd.errors import StartError
-from relayd.process.privileges import Identity
+from relayd.process.privileges import Identity, found_from
 
 user, group, root, setup = sys.argv[1:]
 identity = Identity(user, group)
@@ -96,6 +96,12 @@ def test_nobody_to_become_changes_nothing() -> None:
     assert (os.getresuid(), os.getresgid(), os.getgroups(), os.getcwd()) == before
 
 
+def test_what_is_missing_in_a_chroot_is_told_to_have_been_looked_for_there() -> None:
+    reasons = ["cannot write log /l: No such file or directory", "cannot write log /l: Permission denied"]
+    assert found_from("/jail", reasons) == [f"{reasons[0]} (inside chroot /jail)", reasons[1]]
+    assert found_from("", reasons) == reasons
+
+
 # -- for good -----------------------------------------------------------------------------------
 
 
@@ -147,7 +153,7 @@ def test_p22_root_that_could_be_had_again_is_refused() -> None:
 @as_root
 def test_a_chroot_that_is_none_is_told(root: str) -> None:
     (reason,) = assume("nobody", root=root)["reasons"]
-    assert reason.startswith("cannot give up privileges: No")
+    assert reason.startswith(f"chroot: cannot enter {root}: No")
 
 
 @as_root

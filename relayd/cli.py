@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = _load(arguments, os.environ)
         if "--check" in arguments.flags:
+            _complain([f"warning: {warning}" for warning in config.warnings], 0)
             return _print(_effective(config))
         _run(config, arguments)
     except ConfigError as error:
@@ -213,7 +214,7 @@ def _load(arguments: _Arguments, environ: Mapping[str, str]) -> Config:
             config = _load_file(arguments, arguments.config, environ)
         else:
             places = zip(("source", "destination"), arguments.words, ("SOURCE", "DESTINATION"), strict=False)
-            config = load_command_line([*places, *arguments.options], environ)
+            config = load_command_line([*places, *arguments.options], environ, "--check" in arguments.flags)
     except ConfigError as error:
         raise ConfigError([*arguments.problems, *error.problems]) from None
     if arguments.problems:
@@ -223,7 +224,7 @@ def _load(arguments: _Arguments, environ: Mapping[str, str]) -> Config:
 
 def _load_file(arguments: _Arguments, path: str, environ: Mapping[str, str]) -> Config:
     detached = not arguments.flags & {"--foreground", "--check"}
-    config = load_file(path, environ, detached)
+    config = load_file(path, environ, detached, "--check" in arguments.flags)
     return config if arguments.pidfile is None else replace(config, pidfile=arguments.pidfile)
 
 

@@ -21,12 +21,12 @@ class Problem:
 
     text: str
     place: str = ""  # "FILE:LINE", "FILE", or the word on the command line
-    relay: str = ""
+    section: str = ""  # without its brackets
     key: str = ""
 
     def __str__(self) -> str:
-        relay = f"[relay {self.relay}]" if self.relay else ""
-        where = " ".join(part for part in (relay, self.key) if part)
+        section = f"[{self.section}]" if self.section else ""
+        where = " ".join(part for part in (section, self.key) if part)
         return ": ".join(part for part in (self.place, where, self.text) if part)
 
 

@@ -21,8 +21,8 @@ from relayd.errors import (
     [
         (Problem("is wrong"), "is wrong"),
         (Problem("is wrong", "a.ini:3"), "a.ini:3: is wrong"),
-        (Problem("is wrong", "a.ini:3", "ais"), "a.ini:3: [relay ais]: is wrong"),
-        (Problem("is wrong", "a.ini:3", "ais", "buffer"), "a.ini:3: [relay ais] buffer: is wrong"),
+        (Problem("is wrong", "a.ini:3", "relay ais"), "a.ini:3: [relay ais]: is wrong"),
+        (Problem("is wrong", "a.ini:3", "relay ais", "buffer"), "a.ini:3: [relay ais] buffer: is wrong"),
         (Problem("is wrong", "", "", "buffer"), "buffer: is wrong"),
         (Problem("is wrong", "SOURCE"), "SOURCE: is wrong"),
     ],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import socket
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from relayd.address import Address, ReplayAddress, TcpAddress, UnixAddress, check_connect, check_listen, unmapped
@@ -153,6 +156,52 @@ def check_control(path: str, relays: Sequence[RelayConfig], complain: Complaint)
                 complain(
                     "the control socket of [relayd] listens there; give one of the two another path", relay.name, key
                 )
+
+
+# What systemd makes for a service when it starts, below which directory, by which key of the unit.
+_MADE_BY_SYSTEMD = {"/run/": "RuntimeDirectory", "/var/lib/": "StateDirectory", "/var/log/": "LogsDirectory"}
+
+
+def check_machine(
+    daemon: Mapping[str, str], relays: Sequence[RelayConfig], complain: Complaint, warn: Complaint
+) -> None:
+    """Check that users and directories exist. Those that may not be looked at are taken to: another user will start.
+
+    Not for a reload, which may be made in a chroot, where all of them are out of sight.
+    """
+    finders: dict[str, Callable[[str], object]] = {"user": pwd.getpwnam, "group": grp.getgrnam}
+    for key, find in finders.items():
+        try:
+            if daemon[key]:
+                find(daemon[key])
+        except KeyError:
+            complain(f"there is no {key} '{daemon[key]}'; make it ({key}add --system {daemon[key]})", "", key)
+    root = daemon["chroot"]
+    if root and _is_missing(root):
+        complain(f"there is no directory {root}; make it, or leave chroot out", "", "chroot")
+        return
+    files = [(daemon["pidfile"], "", "pidfile", "")]
+    files += [(daemon[key], "", key, root) for key in ("control", "log")]
+    files += [(relay.dump_file, relay.name, "dump_file", root) for relay in relays if relay.dump != "off"]
+    for path, relay_name, key, inside in files:
+        directory = inside + os.path.dirname(path)
+        if path in ("", *LOG_NAMES) or not _is_missing(directory):
+            continue
+        where = f", for chroot = {root} and {key} is looked up in there" if inside else ""
+        unit_key = next((unit for base, unit in _MADE_BY_SYSTEMD.items() if directory.startswith(base)), "")
+        if unit_key:
+            warn(f"there is no directory {directory}; make it, unless systemd does ({unit_key}=)", relay_name, key)
+        else:
+            complain(f"there is no directory {directory}; make it{where}", relay_name, key)
+
+
+def _is_missing(directory: str) -> bool:
+    try:
+        return not stat.S_ISDIR(os.stat(directory).st_mode)
+    except PermissionError:
+        return False
+    except OSError:
+        return True
 
 
 _ALL_HOSTS = ""

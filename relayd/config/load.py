@@ -32,12 +32,12 @@ _WRONG = object()  # stands for a value that could not be made out, and was comp
 Entries = Mapping[str, "tuple[str, str]"]  # key -> (value as written, place)
 
 
-def load_file(path: str, environ: Mapping[str, str], daemon: bool = False) -> Config:
+def load_file(path: str, environ: Mapping[str, str], daemon: bool = False, of_machine: bool = False) -> Config:
     """Return what a configuration file says; raises ConfigError with all that is wrong in it.
 
-    A `daemon` has no terminal for its log and dumps.
+    A `daemon` has no terminal for its log and dumps. `of_machine`: users and directories are looked for, too.
     """
-    loader = _Loader(environ)
+    loader = _Loader(environ, of_machine=of_machine)
     sections = loader.read(path)
     own: Entries = {}
     defaults: Entries = {}
@@ -57,9 +57,11 @@ def load_file(path: str, environ: Mapping[str, str], daemon: bool = False) -> Co
     return loader.finish(values, relays, path)
 
 
-def load_command_line(options: Sequence[tuple[str, str, str]], environ: Mapping[str, str]) -> Config:
+def load_command_line(
+    options: Sequence[tuple[str, str, str]], environ: Mapping[str, str], of_machine: bool = False
+) -> Config:
     """Return the configuration of one relay from (key, value, word on the command line); raises ConfigError."""
-    loader = _Loader(environ, of_words=True)
+    loader = _Loader(environ, of_words=True, of_machine=of_machine)
     entries: dict[str, tuple[str, str]] = {}
     for key, value, word in options:
         if key in entries:
@@ -87,22 +89,28 @@ def _position(problem: Problem) -> tuple[str, int]:
     return (path, int(line)) if line.isdigit() else ("", 0)
 
 
+def _section(relay: str) -> str:
+    return f"relay {relay}" if relay else "relayd"
+
+
 class _Loader:
     """One load: collects problems instead of stopping at the first."""
 
-    def __init__(self, environ: Mapping[str, str], of_words: bool = False) -> None:
+    def __init__(self, environ: Mapping[str, str], of_words: bool = False, of_machine: bool = False) -> None:
         """`of_words`: what is loaded is a command line, where the word says which key is meant."""
         self._environ = environ
         self._of_words = of_words
+        self._of_machine = of_machine
         self.problems: dict[Problem, None] = {}  # in the order they were found, each once
+        self.warnings: list[str] = []
         self._untold = 0  # that were one too many
-        self._places: dict[tuple[str, str], str] = {}  # (relay, key) -> where its value stands
-        self._secrets: set[tuple[str, str]] = set()  # (relay, key) whose value nobody may see
+        self._places: dict[tuple[str, str], str] = {}  # (section, key) -> where its value stands
+        self._secrets: set[tuple[str, str]] = set()  # (section, key) whose value nobody may see
         self._known: dict[tuple[str, str, str], Any] = {}  # (key, text, directory) -> value: defaults recur
 
-    def complain(self, text: str, place: str, relay: str = "", key: str = "") -> None:
+    def complain(self, text: str, place: str, section: str = "", key: str = "") -> None:
         """Note a problem; the same one is told once."""
-        problem = Problem(text, place) if self._of_words else Problem(text, place, relay, key)
+        problem = Problem(text, place) if self._of_words else Problem(text, place, section, key)
         if self._is_full and problem not in self.problems:
             self._untold += 1
         else:
@@ -112,39 +120,56 @@ class _Loader:
     def _is_full(self) -> bool:
         return len(self.problems) >= PROBLEMS_MAX
 
-    def complain_of_value(self, text: str, relay: str, key: str) -> None:
+    def complain_of_value(self, text: str, section: str, key: str) -> None:
         """Note what is wrong with a value that was read; of a secret no more is said than that."""
-        place = self._places.get((relay, key)) or self._places.get((relay, ""), "")
-        if (relay, key) in self._secrets:
+        place = self._places.get((section, key)) or self._places.get((section, ""), "")
+        if (section, key) in self._secrets:
             text = "what the file holds cannot be used here; it is a secret, so no more is said of it"
-        self.complain(text, place, relay, key)
+        self.complain(text, place, section, key)
+
+    def _complain_of_relay(self, text: str, relay: str, key: str) -> None:
+        """Note what the checks find: `relay` is "" where it is about a key of [relayd]."""
+        self.complain_of_value(text, _section(relay), key)
+
+    def _warn_of_relay(self, text: str, relay: str, key: str) -> None:
+        """Note what is legal, and yet may not be what was meant."""
+        section = _section(relay)
+        self.warnings.append(str(Problem(text, self._places.get((section, key), ""), section, key)))
 
     def finish(self, values: Mapping[str, Any], relays: Sequence[RelayConfig], path: str) -> Config:
         """Check the whole; raises ConfigError where anything is wrong."""
 
         for relay in relays:
-            checks.check_relay(relay, self.complain_of_value)
+            checks.check_relay(relay, self._complain_of_relay)
         enabled = [relay for relay in relays if relay.enabled]
-        checks.check_together(enabled, self.complain_of_value)
-        checks.check_files(values, enabled, self.complain_of_value)
+        checks.check_together(enabled, self._complain_of_relay)
+        checks.check_files(values, enabled, self._complain_of_relay)
         if values.get("control"):
-            checks.check_control(values["control"], enabled, self.complain_of_value)
+            checks.check_control(values["control"], enabled, self._complain_of_relay)
+        if self._of_machine:
+            checks.check_machine(values, enabled, self._complain_of_relay, self._warn_of_relay)
         if self.problems:
             rest = [Problem(f"and {self._untold} more", path)] if self._untold else []
             raise ConfigError([*sorted(self.problems, key=_position), *rest])
-        secrets = frozenset(key for relay, key in self._secrets if not relay)
-        return Config(relays=tuple(relays), path=path, secret_keys=secrets & DAEMON_KEYS.keys(), **values)
+        secrets = frozenset(key for section, key in self._secrets if section == "relayd")
+        warnings = tuple(self.warnings)
+        return Config(
+            relays=tuple(relays), path=path, secret_keys=secrets & DAEMON_KEYS.keys(), warnings=warnings, **values
+        )
 
     def check_detached(self, values: Mapping[str, Any], relays: Sequence[RelayConfig]) -> None:
         """Complain of what needs a terminal."""
         if values.get("log") == "stderr":
             self.complain(
-                "a daemon has no stderr; choose syslog, journal or a path", self._places["", "log"], "", "log"
+                "a daemon has no stderr; choose syslog, journal or a path",
+                self._places["relayd", "log"],
+                "relayd",
+                "log",
             )
         for relay in relays:
             if relay.dump != "off" and not relay.dump_file:
-                place = self._places.get((relay.name, "dump"), "")
-                self.complain("a daemon has no standard output; set dump_file as well", place, relay.name, "dump")
+                place, section = self._places.get((_section(relay.name), "dump"), ""), _section(relay.name)
+                self.complain("a daemon has no standard output; set dump_file as well", place, section, "dump")
 
     # -- files ----------------------------------------------------------------------------------
 
@@ -154,24 +179,24 @@ class _Loader:
             text = ini.read_text(path)
         except ValueError as error:
             if include:
-                self.complain(f"{path} {error}", include, key="include")
+                self.complain(f"{path} {error}", include, "relayd", "include")
             else:
                 self.complain(str(error), path)
             return []
         sections, problems = ini.parse(text, path)
         for problem in problems:
-            self.complain(problem.text, problem.place, problem.relay, problem.key)
+            self.complain(problem.text, problem.place, problem.section, problem.key)
         for section in sections:
             self._check_section(section)
         return sections
 
     def daemon_values(self, entries: Entries, directory: str) -> dict[str, Any]:
         """Return the values of [relayd], its paths as seen from `directory`."""
-        values = self.values(entries, DAEMON_KEYS, "")
+        values = self.values(entries, DAEMON_KEYS, "relayd")
         runtime = self._environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         if runtime and "control" not in entries:
             values["control"] = os.path.join(runtime, "control.sock")
-            self._places["", "control"] = "RUNTIME_DIRECTORY"
+            self._places["relayd", "control"] = "RUNTIME_DIRECTORY"
         for key in ("pidfile", "chroot", "control", "log"):
             if values.get(key, "") not in ("", *LOG_NAMES):
                 values[key] = os.path.normpath(os.path.join(directory, values[key]))
@@ -181,15 +206,15 @@ class _Loader:
         """Return the [relay NAME] sections of the files that the pattern names, in the order of their names."""
         if not pattern:
             return []
-        place = self._places["", "include"]
+        place = self._places["relayd", "include"]
         directory = os.path.dirname(path)  # is no part of the pattern: it may have brackets in its name
         paths = [os.path.join(directory, name) for name in sorted(glob.glob(pattern, root_dir=directory))]
         if not paths and not glob.has_magic(pattern):
-            self.complain_of_value(f"there is no file {os.path.join(directory, pattern)}", "", "include")
+            self.complain_of_value(f"there is no file {os.path.join(directory, pattern)}", "relayd", "include")
         sections = []
         for included in paths:
             if os.path.realpath(included) == os.path.realpath(path):
-                self.complain(f"{included} includes itself", place, key="include")
+                self.complain(f"{included} includes itself", place, "relayd", "include")
                 continue
             for section in self.read(included, place):
                 if section.name.startswith("relay "):
@@ -221,7 +246,7 @@ class _Loader:
         relays = []
         places: dict[str, str] = {}
         # A mistake in [defaults] is told there once, not in every relay.
-        sound = self.values(defaults, RELAY_KEYS, "", required=False)
+        sound = self.values(defaults, RELAY_KEYS, "defaults", required=False)
         defaults = {name: entry for name, entry in defaults.items() if name in sound}
         for section in sections:
             kind, _, name = section.name.partition(" ")
@@ -239,14 +264,15 @@ class _Loader:
 
     def relay(self, name: str, place: str, entries: Entries, defaults: Entries) -> RelayConfig | None:
         """Return one relay's settings, None where they cannot be made out."""
-        self._places[name, ""] = place
+        section = _section(name)
+        self._places[section, ""] = place
         given = {**defaults, **entries}
-        values = self.values(given, RELAY_KEYS, name)
+        values = self.values(given, RELAY_KEYS, section)
         for key in {"source", "destination"} & values.keys():
             directory = self._directory(given[key][1])
             values[key] = tuple(rebased(address, directory) for address in values[key])
         if "mode" in values:
-            self._check_roles(values, entries, name)
+            self._check_roles(values, entries, section)
         if len(values) < len(RELAY_KEYS):
             return None
         values = {RELAY_KEYS[key].field: value for key, value in values.items()}
@@ -256,7 +282,7 @@ class _Loader:
         secrets = frozenset(key for key, (text, _) in given.items() if is_secret(text))
         return RelayConfig(name=name, secret_keys=secrets, **values)
 
-    def _check_roles(self, values: Mapping[str, Any], entries: Entries, relay: str) -> None:
+    def _check_roles(self, values: Mapping[str, Any], entries: Entries, section: str) -> None:
         """Hold the addresses, and the keys that one role alone has, against the roles of the mode."""
         mode = values["mode"]
         roles = dict(zip(("source", "destination"), MODES[mode], strict=True))
@@ -264,35 +290,35 @@ class _Loader:
             for address in values.get(end, ()):
                 problem = checks.address_problem(address, end, role)
                 if problem:
-                    self.complain_of_value(problem, relay, end)
+                    self.complain_of_value(problem, section, end)
         # A key without effect is an error: whoever wrote `deny` counts on it.
         for name, (_, place) in entries.items():
             only_for = RELAY_KEYS[name].only_for if name in RELAY_KEYS else ""
             if only_for and only_for not in (f"{end} {role}" for end, role in roles.items()):
                 end, _, role = only_for.partition(" ")
-                self.complain(f"has no effect in mode {mode}, whose {end} does not {role}", place, relay, name)
+                self.complain(f"has no effect in mode {mode}, whose {end} does not {role}", place, section, name)
 
     # -- values ---------------------------------------------------------------------------------
 
-    def values(self, entries: Entries, table: Mapping[str, Key], relay: str, required: bool = True) -> dict[str, Any]:
+    def values(self, entries: Entries, table: Mapping[str, Key], section: str, required: bool = True) -> dict[str, Any]:
         """Return the table's values by key, of the entries or by default; what is wrong is left out.
 
         Without `required` only what the entries have is returned.
         """
         for name, (_, place) in entries.items():
             if name not in table:
-                self._complain_of_unknown(name, table, place, relay)
+                self._complain_of_unknown(name, table, place, section)
         values: dict[str, Any] = {}
         for name, key in table.items():
             if name in entries:
                 text, place = entries[name]
-                self._places[relay, name] = place
-                value = self._value(key, text, place, relay)
+                self._places[section, name] = place
+                value = self._value(key, text, place, section)
             elif not required:
                 continue
             elif key.default is None:
-                place = name.upper() if self._of_words else self._places[relay, ""]
-                self.complain("is missing; every relay needs one", place, relay, name)
+                place = name.upper() if self._of_words else self._places[section, ""]
+                self.complain("is missing; every relay needs one", place, section, name)
                 continue
             else:
                 value = self._default(key, values)
@@ -300,22 +326,22 @@ class _Loader:
                 values[name] = value
         return values
 
-    def _value(self, key: Key, text: str, place: str, relay: str) -> Any:
+    def _value(self, key: Key, text: str, place: str, section: str) -> Any:
         """Return a value as it is given, _WRONG where it cannot be made out, which is complained of."""
         directory = self._directory(place) if is_secret(text) else ""
         if is_secret(text):
-            self._secrets.add((relay, key.name))
+            self._secrets.add((section, key.name))
         known = (key.name, text, directory)
         if known not in self._known:
             try:
                 value = expand(text, self._environ, directory)
             except ValueError as error:
-                self.complain(str(error), place, relay, key.name)
+                self.complain(str(error), place, section, key.name)
                 return _WRONG
             try:
                 self._known[known] = key.kind.read(value)
             except ValueError as error:
-                self.complain_of_value(str(error), relay, key.name)
+                self.complain_of_value(str(error), section, key.name)
                 return _WRONG
         return self._known[known]
 
@@ -336,11 +362,12 @@ class _Loader:
             self._known[known] = key.kind.read(text)
         return self._known[known]
 
-    def _complain_of_unknown(self, name: str, table: Mapping[str, Key], place: str, relay: str) -> None:
+    def _complain_of_unknown(self, name: str, table: Mapping[str, Key], place: str, section: str) -> None:
         other = DAEMON_KEYS if table is RELAY_KEYS else RELAY_KEYS
         if name in other:
             where = "[relayd] of a configuration file" if other is DAEMON_KEYS else "[defaults] or a [relay NAME]"
-            self.complain(f"belongs into {where}", place, relay, name)
+            self.complain(f"belongs into {where}", place, section, name)
         else:
-            near = "" if self._is_full else did_you_mean(name, table)
-            self.complain(f"unknown key{near}", place, relay, name)
+            known = f"; there are {', '.join(table)}" if table is DAEMON_KEYS else "; relayd --help lists them"
+            near = "" if self._is_full else did_you_mean(name, table) or known
+            self.complain(f"unknown key{near}", place, section, name)

@@ -126,6 +126,7 @@ class Config:
     relays: tuple[RelayConfig, ...]
     path: str = ""  # the file it came from, "" for a command line
     secret_keys: frozenset[str] = field(default=frozenset(), compare=False)  # of the daemon's own, as in RelayConfig
+    warnings: tuple[str, ...] = field(default=(), compare=False)  # what is legal, and yet may not be what was meant
 
     @property
     def listening(self) -> list[Address]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from relayd.address import parse_addresses
+from relayd.config import checks
 from relayd.config.checks import check_together
 from relayd.config.load import load_command_line, load_file
 from relayd.errors import ConfigError
@@ -135,12 +137,12 @@ def test_the_control_socket_s_path_is_measured_where_it_will_be(tmp_path: Path) 
     deep.mkdir()
     size = len(str(deep / "control.sock"))
     (problem,) = told(deep, (CL, "a:1", ":2"), control="control.sock")
-    assert problem == f"control: {deep}/control.sock has {size} bytes; a Unix socket's path may have 107"
+    assert problem == f"[relayd] control: {deep}/control.sock has {size} bytes; a Unix socket's path may have 107"
 
 
 def test_a_control_socket_that_nobody_has_asked_for_names_who_has(tmp_path: Path) -> None:
     (tmp_path / "f.ini").write_text("[relay a]\nsource = a:1\ndestination = :2\n")
-    with pytest.raises(ConfigError, match=r"^RUNTIME_DIRECTORY: control: .* has 214 bytes; "):
+    with pytest.raises(ConfigError, match=r"^RUNTIME_DIRECTORY: \[relayd\] control: .* has 214 bytes; "):
         load_file(str(tmp_path / "f.ini"), {"RUNTIME_DIRECTORY": "/" + "x" * 200})
 
 
@@ -191,3 +193,61 @@ def test_a_unix_path_is_measured_where_it_will_be(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     assert told(deep, (CL, "a:1", "unix:feed.sock")) != []
+
+
+# -- what the machine has ---------------------------------------------------------------------
+
+
+def lacking(path: Path, text: str, relay: str = "") -> tuple[list[str], list[str]]:
+    """Return the problems, and the warnings, of --check; the text is that of [relayd]."""
+    (path / "f.ini").write_text(f"[relayd]\n{text}\n[relay a]\nsource = a:1\ndestination = :2\n{relay}\n")
+    assert load_file(str(path / "f.ini"), {}), "a reload, which may be in a chroot, does not look"
+    try:
+        return [], list(load_file(str(path / "f.ini"), {}, of_machine=True).warnings)
+    except ConfigError as error:
+        return [str(problem).removeprefix(f"{path}/f.ini:") for problem in error.problems], []
+
+
+def test_users_and_directories_that_are_not_there_are_told_with_their_lines(tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    text = "\n".join(
+        ["user = no-such", "group = none-such", *(f"{key} = none/{key}" for key in ("pidfile", "log", "control"))]
+    )
+    problems, _ = lacking(tmp_path, text, "dump = raw\ndump_file = none/dump")
+    assert problems == [
+        "2: [relayd] user: there is no user 'no-such'; make it (useradd --system no-such)",
+        "3: [relayd] group: there is no group 'none-such'; make it (groupadd --system none-such)",
+        *(f"{line}: [relayd] {key}: there is no directory {none}; make it" for line, key in
+          ((4, "pidfile"), (5, "log"), (6, "control"))),
+        f"11: [relay a] dump_file: there is no directory {none}; make it",
+    ]  # fmt: skip
+
+
+def test_a_chroot_and_what_is_looked_up_in_it(tmp_path: Path) -> None:
+    assert lacking(tmp_path, "chroot = jail")[0] == [
+        f"2: [relayd] chroot: there is no directory {tmp_path}/jail; make it, or leave chroot out"
+    ]
+    jail = tmp_path / "jail"
+    (jail / "logs").mkdir(parents=True)
+    outside = f"pidfile = {tmp_path}/pid"
+    assert lacking(tmp_path, f"chroot = jail\nlog = /logs/l\n{outside}") == ([], [])
+    assert lacking(tmp_path, f"chroot = jail\nlog = {jail}/logs/l\n{outside}")[0] == [
+        f"3: [relayd] log: there is no directory {jail}{jail}/logs; make it, for chroot = {jail} and log is looked up "
+        "in there"
+    ]
+
+
+def test_what_systemd_makes_when_it_starts_us_is_no_error(tmp_path: Path) -> None:
+    problems, (warning,) = lacking(tmp_path, "control = /run/no-such-relayd/control.sock")
+    assert problems == []
+    assert warning.removeprefix(f"{tmp_path}/f.ini:") == (
+        "2: [relayd] control: there is no directory /run/no-such-relayd; make it, unless systemd does (RuntimeDirectory=)"
+    )
+
+
+def test_what_may_not_be_looked_at_is_taken_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: str) -> os.stat_result:
+        raise PermissionError
+
+    monkeypatch.setattr(checks.os, "stat", forbidden)
+    assert lacking(tmp_path, f"log = {tmp_path}/closed/l") == ([], [])

@@ -274,7 +274,9 @@ def test_the_folder_of_the_file_is_no_part_of_the_pattern(
 def test_a_file_that_is_not_there_is_told_in_such_a_folder_too(tmp_path: Path) -> None:
     folder = tmp_path / "br[1]"
     folder.mkdir()
-    assert problems(folder, f"[relayd]\ninclude = b.ini\n{RELAY}") == ["relayd.ini:2: include: there is no file b.ini"]
+    assert problems(folder, f"[relayd]\ninclude = b.ini\n{RELAY}") == [
+        "relayd.ini:2: [relayd] include: there is no file b.ini"
+    ]
 
 
 def test_a_pattern_that_finds_nothing_is_no_error(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_c1_unknown_words(rig: Rig, victim: Victim) -> None:
 def test_c1_a_relay_s_key_in_the_daemon_s_section(victim: Victim) -> None:
     victim.write(b"[relayd]\nbuffer = 1M\n[relay two]\nsource = a:1\ndestination = 127.0.0.1:1\n", good=False)
     file = victim.site.file
-    assert victim.refused() == [f"{file}:2: buffer: belongs into [defaults] or a [relay NAME]"]
+    assert victim.refused() == [f"{file}:2: [relayd] buffer: belongs into [defaults] or a [relay NAME]"]
 
 
 @row(
@@ -106,7 +106,9 @@ def test_c5_line_ends(rig: Rig, victim: Victim, line_end: bytes) -> None:
     lines = good.split(b"\n")
     victim.takes(b"".join(line + (line_end if n % 2 else b"\n") for n, line in enumerate(lines)), good=False)
     victim.write(good.replace(b"\n", line_end) + line_end + b"xyzzy = 1", good=False)
-    assert victim.refused() == [f"{victim.site.file}:{len(lines) + 1}: [relay one] xyzzy: unknown key"]
+    assert victim.refused() == [
+        f"{victim.site.file}:{len(lines) + 1}: [relay one] xyzzy: unknown key; relayd --help lists them"
+    ]
     rig.saw(f"{line_end!r} taken")
 
 

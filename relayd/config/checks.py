@@ -8,6 +8,7 @@ import pwd
 import socket
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from relayd.address import Address, ReplayAddress, TcpAddress, UnixAddress, check_connect, check_listen, unmapped
 from relayd.config.keys import CONNECT, LISTEN, LOG_NAMES
@@ -17,6 +18,13 @@ from relayd.policy.loops import End, circular, flow
 from relayd.policy.overflow import OVERFLOW
 
 Complaint = Callable[[str, str, str], None]  # (what is wrong, relay, key)
+
+
+class ComplaintOfTwo(Protocol):
+    """Complains of two values that cannot both be."""
+
+    def __call__(self, text: str, relay: str, key: str, other: tuple[str, str] | None = None) -> None:
+        """`other`: the relay and the key of the other one, whose place follows the text."""
 
 
 def check_relay(relay: RelayConfig, complain: Complaint) -> None:
@@ -81,7 +89,7 @@ def _replay_problem(address: ReplayAddress) -> str:
     return "" if os.access(address.path, os.R_OK) else f"{address.path} cannot be read"
 
 
-def check_together(relays: Sequence[RelayConfig], complain: Complaint) -> None:
+def check_together(relays: Sequence[RelayConfig], complain: ComplaintOfTwo) -> None:
     """Check the relays against each other: each address is listened on once, and no stream runs in a circle."""
     ports = _Ports()
     for relay in relays:
@@ -91,7 +99,7 @@ def check_together(relays: Sequence[RelayConfig], complain: Complaint) -> None:
             other = ports.listener_like(address)
             if other is not None:
                 owner = "this relay" if other.relay == relay.name else f"relay {other.relay}"
-                complain(f"{owner} listens there already", relay.name, "source" if end.is_source else "destination")
+                complain(f"{owner} listens there already", relay.name, _key(end), (other.relay, _key(other)))
             ports.add(address, end)
     following: dict[str, list[str]] = {}
     for origin, target in circular({edge for relay in relays for edge in _flows(relay, ports)}):
@@ -129,6 +137,10 @@ def check_files(daemon: Mapping[str, str], relays: Sequence[RelayConfig], compla
             complain(f"the dump of relay {rotated[base].name} takes that name when rotated; take another", relay, key)
 
 
+def _key(end: End) -> str:
+    return "source" if end.is_source else "destination"
+
+
 class _Places:
     """Where paths lead to. A link in the last place does not count: none of these files is opened through one."""
 
@@ -152,10 +164,8 @@ def check_control(path: str, relays: Sequence[RelayConfig], complain: Complaint)
     for relay in relays:
         for end, address in relay.listening:
             if isinstance(address, UnixAddress) and _port(address) == taken:
-                key = "source" if end.is_source else "destination"
-                complain(
-                    "the control socket of [relayd] listens there; give one of the two another path", relay.name, key
-                )
+                problem = "the control socket of [relayd] listens there; give one of the two another path"
+                complain(problem, relay.name, _key(end))
 
 
 # What systemd makes for a service when it starts, below which directory, by which key of the unit.

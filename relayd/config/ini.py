@@ -94,6 +94,7 @@ class _Scan:
     def _problem_of(self, line: str, bare: str, place: str) -> str:
         control = _CONTROL.search(line)
         if control:
+            self._skipping |= _CONTROL.sub("", bare).lstrip().startswith("[")  # or what follows would seem homeless
             return f"control character U+{ord(control[0]):04X} at column {control.start() + 1}; take it out"
         if not bare:
             return ""

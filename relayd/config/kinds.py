@@ -35,11 +35,12 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of value: `name` is what the manual calls it."""
+    """A type of value: `name` is what the manual calls it; of `a_list`, a file may have one part on each line."""
 
     name: str
     read: Callable[[str], Any]
     show: Callable[[Any], str]
+    a_list: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,14 @@ def _read_number(text: str) -> int:
 
 def number(low: int, high: int) -> Kind:
     """A whole number between two bounds."""
-    return _within("number", _read_number, lambda value: str(int(value)), low, high)
+
+    def read(text: str) -> int:
+        try:
+            return _read_number(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, {low} or more") from None
+
+    return _within("number", read, str, low, high)
 
 
 def choice(names: Iterable[str]) -> Kind:
@@ -292,7 +300,7 @@ FILE_MODE = Kind("file mode", _read_mode, lambda value: f"{value:04o}")
 UMASK = Kind("file mode", _read_umask, _show_umask)
 WAITS = Kind("duration or low..high", _read_waits, _show_waits)
 KEEPALIVE = Kind("idle/interval/probes or off", _read_keepalive, _show_keepalive)
-NETWORKS = Kind("networks", _read_networks, lambda value: ", ".join(map(str, value)))
+NETWORKS = Kind("networks", _read_networks, lambda value: ", ".join(map(str, value)), a_list=True)
 ADDRESSES = Kind("addresses", parse_addresses, lambda value: ", ".join(map(str, value)))
 LOCAL_ADDRESS = Kind("address", _read_local_address, str)
 ROTATION = Kind("size x files", _read_rotation, lambda value: f"{show_size(value.size)} x {value.files}")

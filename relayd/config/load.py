@@ -27,6 +27,8 @@ _COMMAND_LINE_RELAY = "relay"
 # Names the working directory, proc(5), one that has been removed too. Nothing is found in that, and who looks says so.
 REMOVED = "/proc/self/cwd"
 
+_NOT_TOLD = "what the file holds cannot be used here; it is a secret, so no more is said of it"
+
 _WRONG = object()  # stands for a value that could not be made out, and was complained of
 
 Entries = Mapping[str, "tuple[str, str]"]  # key -> (value as written, place)
@@ -48,10 +50,11 @@ def load_file(path: str, environ: Mapping[str, str], daemon: bool = False, of_ma
             defaults = section.entries
     directory = os.path.dirname(absolute(path))
     values = loader.daemon_values(own, directory)
-    sections += loader.included(path, values.pop("include", ""))
+    sections += loader.included(path, values.get("include", ""))
     relays = loader.relays(sections, defaults)
     if not relays and not loader.problems:
-        loader.complain("no relay is defined; write a section [relay NAME] with source and destination", path)
+        found = "".join(f"; {warning}" for warning in loader.warnings)
+        loader.complain(f"no relay is defined; write a section [relay NAME] with source and destination{found}", path)
     if daemon:
         loader.check_detached(values, relays)
     return loader.finish(values, relays, path)
@@ -70,7 +73,6 @@ def load_command_line(
             entries[key] = (value, word)
     directory = absolute(".")
     values = loader.daemon_values({}, directory)
-    del values["include"]
     relay = loader.relay(_COMMAND_LINE_RELAY, "", entries, {})
     return loader.finish(values, [relay] if relay else [], "")
 
@@ -124,17 +126,20 @@ class _Loader:
         """Note what is wrong with a value that was read; of a secret no more is said than that."""
         place = self._places.get((section, key)) or self._places.get((section, ""), "")
         if (section, key) in self._secrets:
-            text = "what the file holds cannot be used here; it is a secret, so no more is said of it"
+            text = _NOT_TOLD
         self.complain(text, place, section, key)
 
-    def _complain_of_relay(self, text: str, relay: str, key: str) -> None:
-        """Note what the checks find: `relay` is "" where it is about a key of [relayd]."""
-        self.complain_of_value(text, _section(relay), key)
+    def _complain_of_relay(self, text: str, relay: str, key: str, other: tuple[str, str] | None = None) -> None:
+        """Note what the checks find: `relay` is "" where it is about a key of [relayd]; `other` relay and key."""
+        place = self._places.get((_section(other[0]), other[1])) if other else ""
+        self.complain_of_value(f"{text} ({place})" if place else text, _section(relay), key)
 
     def _warn_of_relay(self, text: str, relay: str, key: str) -> None:
         """Note what is legal, and yet may not be what was meant."""
         section = _section(relay)
-        self.warnings.append(str(Problem(text, self._places.get((section, key), ""), section, key)))
+        place = self._places.get((section, key), "")
+        text = _NOT_TOLD if (section, key) in self._secrets else text
+        self.warnings.append(str(Problem(text, place) if self._of_words else Problem(text, place, section, key)))
 
     def finish(self, values: Mapping[str, Any], relays: Sequence[RelayConfig], path: str) -> Config:
         """Check the whole; raises ConfigError where anything is wrong."""
@@ -209,8 +214,11 @@ class _Loader:
         place = self._places["relayd", "include"]
         directory = os.path.dirname(path)  # is no part of the pattern: it may have brackets in its name
         paths = [os.path.join(directory, name) for name in sorted(glob.glob(pattern, root_dir=directory))]
+        missing = os.path.join(directory, pattern)
         if not paths and not glob.has_magic(pattern):
-            self.complain_of_value(f"there is no file {os.path.join(directory, pattern)}", "relayd", "include")
+            self.complain_of_value(f"there is no file {missing}", "relayd", "include")
+        elif not paths:
+            self._warn_of_relay(f"there is no file {missing}", "", "include")
         sections = []
         for included in paths:
             if os.path.realpath(included) == os.path.realpath(path):
@@ -334,7 +342,7 @@ class _Loader:
         known = (key.name, text, directory)
         if known not in self._known:
             try:
-                value = expand(text, self._environ, directory)
+                value = expand(text, self._environ, directory, key.kind.a_list)
             except ValueError as error:
                 self.complain(str(error), place, section, key.name)
                 return _WRONG

@@ -123,6 +123,7 @@ class Config:
     control: str
     control_mode: int
     drain_timeout: float
+    include: str  # the pattern, whose files the relays have come from, too
     relays: tuple[RelayConfig, ...]
     path: str = ""  # the file it came from, "" for a command line
     secret_keys: frozenset[str] = field(default=frozenset(), compare=False)  # of the daemon's own, as in RelayConfig

@@ -238,10 +238,10 @@ def test_a_chroot_and_what_is_looked_up_in_it(tmp_path: Path) -> None:
 
 
 def test_what_systemd_makes_when_it_starts_us_is_no_error(tmp_path: Path) -> None:
-    problems, (warning,) = lacking(tmp_path, "control = /run/no-such-relayd/control.sock")
+    problems, (warning,) = lacking(tmp_path, "control = /run/no-such/control.sock")
     assert problems == []
     assert warning.removeprefix(f"{tmp_path}/f.ini:") == (
-        "2: [relayd] control: there is no directory /run/no-such-relayd; make it, unless systemd does (RuntimeDirectory=)"
+        "2: [relayd] control: there is no directory /run/no-such; make it, unless systemd does (RuntimeDirectory=)"
     )
 
 

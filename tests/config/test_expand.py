@@ -26,6 +26,12 @@ def test_c20_an_unset_name_is_an_error() -> None:
         expand("${A}${B}", {"A": "1"}, "/")
 
 
+@pytest.mark.parametrize("text", ["${A:5000", "${A}:${", "@${A/x"])
+def test_a_brace_that_is_not_closed_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match=r"'\$\{' is not closed with '\}'; write \$\{NAME\}"):
+        expand(text, {"A": "1"}, "/")
+
+
 def test_c20_what_the_environment_brings_is_no_file_name(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s")
     assert expand("${A}", {"A": "@secret"}, str(tmp_path)) == "@secret"
@@ -37,7 +43,7 @@ def test_c20_no_control_character_comes_in(evil: str, tmp_path: Path) -> None:
         expand("${A}", {"A": evil}, "/")
     assert evil not in str(caught.value)
     (tmp_path / "secret").write_text(f"hunter2{evil}hunter2", newline="")
-    with pytest.raises(ValueError, match="control character") as caught:
+    with pytest.raises(ValueError, match=r"control character|more than one line") as caught:
         expand("@secret", {}, str(tmp_path))
     assert "hunter2" not in str(caught.value)
 
@@ -52,6 +58,12 @@ def test_a_secret_s_path_may_be_absolute_and_hold_the_environment(tmp_path: Path
     (tmp_path / "secret").write_text("s")
     assert expand(f"@{tmp_path}/secret", {}, "/") == "s"
     assert expand("@${DIR}/secret", {"DIR": str(tmp_path)}, "/") == "s"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_lines_of_a_file_are_the_parts_of_a_list(end: str, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(end.join(["10.0.0.0/8", "", "192.0.2.1, 192.0.2.2", ""]), newline="")
+    assert expand("@list", {}, str(tmp_path), a_list=True) == "10.0.0.0/8, , 192.0.2.1, 192.0.2.2"
 
 
 def test_a_large_file_is_no_secret(tmp_path: Path) -> None:

@@ -27,8 +27,7 @@ def test_every_key_of_a_relay_has_a_field_and_the_other_way_round() -> None:
 
 
 def test_every_key_of_the_daemon_has_a_field_and_the_other_way_round() -> None:
-    # What `include` names is part of the value; the file's path is not written in it.
-    assert {key.field for key in DAEMON_KEYS.values()} - {"include"} == fields(Config) - {
+    assert {key.field for key in DAEMON_KEYS.values()} == fields(Config) - {
         "relays", "path", "secret_keys", "warnings"
     }  # fmt: skip
 

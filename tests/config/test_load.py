@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from relayd.address import ReplayAddress, TcpAddress, UnixAddress
 from relayd.cli import _effective
+from relayd.config.keys import DAEMON_KEYS
 from relayd.config.load import load_command_line, load_file
 from relayd.config.settings import Config
 from relayd.errors import ConfigError
@@ -232,6 +233,29 @@ def test_c18_an_unreadable_file_says_so(tmp_path: Path) -> None:
         load_file(str(tmp_path / "relayd.ini"), {})
 
 
+def test_a_section_that_cannot_be_read_leaves_nothing_homeless(tmp_path: Path) -> None:
+    assert problems(tmp_path, "\x01" + RELAY) == ["relayd.ini:1: control character U+0001 at column 1; take it out"]
+    text = RELAY + "\x00[relay b]\nsource = b.example:1\ndestination = :3\n"
+    assert problems(tmp_path, text) == ["relayd.ini:4: control character U+0000 at column 1; take it out"]
+
+
+def test_a_list_of_networks_may_be_a_file_of_lines(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("192.0.2.0/24\n2001:db8::/32\n")
+    (relay,) = load(tmp_path, RELAY + "allow = @list\n").relays
+    assert [str(network) for network in relay.allow] == ["192.0.2.0/24", "2001:db8::/32"]
+    assert problems(tmp_path, RELAY + "bind_source = @list\n") == [
+        "relayd.ini:4: [relay a] bind_source: the file holds more than one line; a value is one line, its parts "
+        "separated with commas"
+    ]
+
+
+def test_an_unknown_key_is_told_with_its_section_and_where_the_known_ones_are(tmp_path: Path) -> None:
+    assert problems(tmp_path, f"[relayd]\nxyzzy = 1\n[defaults]\nxyzzy = 1\n{RELAY}") == [
+        f"relayd.ini:2: [relayd] xyzzy: unknown key; there are {', '.join(DAEMON_KEYS)}",
+        "relayd.ini:4: [defaults] xyzzy: unknown key; relayd --help lists them",
+    ]
+
+
 # -- include ------------------------------------------------------------------------------------
 
 
@@ -279,8 +303,21 @@ def test_a_file_that_is_not_there_is_told_in_such_a_folder_too(tmp_path: Path) -
     ]
 
 
-def test_a_pattern_that_finds_nothing_is_no_error(tmp_path: Path) -> None:
-    assert len(load(tmp_path, "[relayd]\ninclude = conf.d/*.ini\n" + RELAY).relays) == 1
+def test_a_pattern_that_finds_nothing_is_no_error_and_yet_told(tmp_path: Path) -> None:
+    config = load(tmp_path, "[relayd]\ninclude = conf.d/*.ini\n" + RELAY)
+    assert len(config.relays) == 1
+    told = f"{tmp_path}/relayd.ini:2: [relayd] include: there is no file {tmp_path}/conf.d/*.ini"
+    assert config.warnings == (told,)
+    assert "# include = conf.d/*.ini" in _effective(config).splitlines()
+    (problem,) = problems(tmp_path, "[relayd]\ninclude = conf.d/*.ini\n")
+    assert problem == (
+        "relayd.ini: no relay is defined; write a section [relay NAME] with source and destination; "
+        "relayd.ini:2: [relayd] include: there is no file conf.d/*.ini"
+    )
+    secret = tmp_path / "secret"
+    secret.write_text("conf.d/*.ini\n")
+    (warning,) = load(tmp_path, "[relayd]\ninclude = @secret\n" + RELAY).warnings
+    assert "conf.d" not in warning
 
 
 # -- the command line ---------------------------------------------------------------------------

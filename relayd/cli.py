@@ -17,6 +17,7 @@ from relayd.config.load import REMOVED, absolute, load_command_line, load_file
 from relayd.config.settings import Config
 from relayd.errors import ConfigError, Problem, StartError, did_you_mean
 from relayd.output import one_line, put
+from relayd.process.daemonize import UMASK
 from relayd.process.limits import fill_standard_descriptors
 from relayd.process.runner import run_daemon, run_foreground
 
@@ -52,7 +53,7 @@ options:
   --foreground                stay in the foreground: log on stderr, Ctrl-C ends it gracefully
   --pidfile PATH              the daemon's pidfile, instead of the one in the file
   --check                     check the configuration, print the effective settings of each relay
-  --version, --help
+  --version, -V; --help, -h
 
 examples:
   relayd gnss.example:5000 :2101                  share a receiver that takes one client
@@ -82,9 +83,10 @@ class _Arguments:
     pidfile: str | None = None
     flags: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
+    misread: bool = False  # an option is wrong, so the words after it may not be what they seem
 
 
-_FLAGS = ("--foreground", "--check", "--help", "-h", "--version")
+_FLAGS = ("--foreground", "--check", "--help", "-h", "--version", "-V")
 _KEY_OF = {"--mode": "mode", "--retry": "reconnect"}  # options that are short for -o KEY=
 _WITH_VALUE = ("--config", "--pidfile", "-o", *_KEY_OF)
 _KNOWN = (*_FLAGS, *_WITH_VALUE, "--dump")
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     if arguments.flags & {"--help", "-h"}:
         return _print(_HELP % _key_list())
-    if "--version" in arguments.flags:
+    if arguments.flags & {"--version", "-V"}:
         return _print(f"relayd {__version__}\n")
     if arguments == _Arguments():
         return _complain(["SOURCE and DESTINATION, or --config FILE, are missing; relayd --help has examples"], 2)
@@ -104,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _load(arguments, os.environ)
         if "--check" in arguments.flags:
             _complain([f"warning: {warning}" for warning in config.warnings], 0)
-            return _print(_effective(config))
+            return _print(_effective(config, arguments.config is None or "--foreground" in arguments.flags))
         _run(config, arguments)
     except ConfigError as error:
         return _complain(map(str, error.problems), 2)
@@ -146,7 +148,7 @@ def _parse(words: Sequence[str]) -> _Arguments:
             _take_option(arguments, word, waiting)
         else:
             arguments.words.append(word)
-    if not arguments.flags & {"--help", "-h", "--version"}:
+    if not arguments.flags & {"--help", "-h", "--version", "-V"} and not arguments.misread:
         _check_combination(arguments)
     return arguments
 
@@ -166,10 +168,13 @@ def _take_option(arguments: _Arguments, word: str, waiting: Iterator[str]) -> No
         following = value if equals else next(waiting, None)
         if following is None:
             arguments.problems.append(Problem("needs a value", name))
+            arguments.misread = True
         else:
             _take_value(arguments, name, following)
     else:
-        arguments.problems.append(Problem(f"unknown option{did_you_mean(name, _KNOWN)}", name))
+        cure = did_you_mean(name, _KNOWN) or "; relayd --help lists them"
+        arguments.problems.append(Problem(f"unknown option{cure}", name))
+        arguments.misread = True
 
 
 def _take_value(arguments: _Arguments, name: str, value: str) -> None:
@@ -209,6 +214,8 @@ def _check_combination(arguments: _Arguments) -> None:
 
 def _load(arguments: _Arguments, environ: Mapping[str, str]) -> Config:
     """Return the configuration; raises ConfigError with the problems of words and values together."""
+    if arguments.misread:
+        raise ConfigError(arguments.problems)
     try:
         if arguments.config is not None:
             config = _load_file(arguments, arguments.config, environ)
@@ -259,13 +266,15 @@ def _key_line(key: Key) -> str:
     return f"{key.name}{default}".ljust(24) + f"  {key.help}{depends}".replace("`", "")
 
 
-def _effective(config: Config) -> str:
+def _effective(config: Config, foreground: bool = False) -> str:
     """Return the configuration with every default filled in, as a file that means the same."""
     lines = [f"# {config.path or 'command line'}: {len(config.relays)} relay(s), no errors", "[relayd]"]
+    by_place = {"log": "stderr"} if foreground else {"log": "syslog", "umask": f"{UMASK:04o}"}
     for key in DAEMON_KEYS.values():
-        if key.name != "include":  # what it named is shown
-            value = "***" if key.name in config.secret_keys else key.kind.show(getattr(config, key.field))
-            lines.append(f"{key.name} = {value}".rstrip())
+        value = "***" if key.name in config.secret_keys else key.kind.show(getattr(config, key.field))
+        line = f"{key.name} = {value or by_place.get(key.name, '')}".rstrip()
+        # What it names is shown, and would be there twice.
+        lines.append(f"# {line}" if key.name == "include" else line)
     for relay in config.relays:
         lines += ["", f"[relay {relay.name}]"]
         lines += [f"{key} = {value}".rstrip() for key, value in relay.shown.items()]

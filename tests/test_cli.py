@@ -62,8 +62,9 @@ def complaints(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
 # -- what it prints ---------------------------------------------------------------------------------------
 
 
-def test_version(capsys: pytest.CaptureFixture[str], started: list[Config]) -> None:
-    assert cli.main(["--version"]) == 0
+@pytest.mark.parametrize("word", ["--version", "-V"])
+def test_version(capsys: pytest.CaptureFixture[str], started: list[Config], word: str) -> None:
+    assert cli.main([word]) == 0
     assert capsys.readouterr().out == f"relayd {__version__}\n"
     assert not started
 
@@ -228,7 +229,10 @@ def test_o_shows_what_is_wrong_with_a_value_of_every_key(
         ([*ENDS, "more"], "more: is one word too many after SOURCE and DESTINATION"),
         ([*ENDS, "--chek"], "--chek: unknown option; did you mean '--check'?"),
         ([*ENDS, "--mod=x"], "--mod: unknown option; did you mean '--mode'?"),
-        ([*ENDS, "-x"], "-x: unknown option"),
+        ([*ENDS, "-x"], "-x: unknown option; relayd --help lists them"),
+        (["-c", "relayd.ini"], "-c: unknown option; relayd --help lists them"),
+        (["--bogus"], "--bogus: unknown option; relayd --help lists them"),
+        (["--config"], "--config: needs a value"),
         ([*ENDS, "--mode"], "--mode: needs a value"),
         ([*ENDS, "-o"], "-o: needs a value"),
         ([*ENDS, "--check=yes"], "--check: takes no value"),
@@ -277,21 +281,21 @@ def test_all_that_is_wrong_is_told_at_once_in_one_line_each(
     capsys: pytest.CaptureFixture[str], started: list[Config]
 ) -> None:
     lines = complaints(
-        capsys, "feed", ":x", "third", "--bogus", "--mode", "foo", "--dump=xx", "--retry", "soon", "-o", "bufer=1",
+        capsys, "feed", ":x", "third", "--mode", "foo", "--dump=xx", "--retry", "soon", "-o", "bufer=1",
         "-o", "nodelay=1", "-o", "backlog=0",
     )  # fmt: skip
     places = [line.partition(": ")[0] for line in lines]
     assert sorted(places) == sorted([
-        "SOURCE", "DESTINATION", "third", "--bogus", "--mode", "--dump", "--retry", "-o bufer", "-o nodelay",
+        "SOURCE", "DESTINATION", "third", "--mode", "--dump", "--retry", "-o bufer", "-o nodelay",
         "-o backlog",
     ])  # fmt: skip
     assert not started
 
 
 def test_words_that_would_forge_a_line_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = complaints(capsys, *ENDS, "x\nrelayd: all is well", "--\x1b[31m")
-    assert len(lines) == 2
-    assert not any("\x1b" in line for line in lines)
+    for evil in ("x\nrelayd: all is well", "--\x1b[31m"):
+        (line,) = complaints(capsys, *ENDS, evil)
+        assert "\x1b" not in line
 
 
 def test_c21_keys_without_effect_in_the_mode_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -401,9 +405,20 @@ def test_check_prints_the_effective_settings_which_can_be_read_again(
     assert not started
     path = tmp_path / "relayd.ini"
     path.write_text(text)
-    assert cli.main(["--config", str(path), "--check"]) == 0
+    assert cli.main(["--config", str(path), "--foreground", "--check"]) == 0
     again = capsys.readouterr().out
     assert again.splitlines()[1:] == text.splitlines()[1:]
+    assert {"log = stderr", "umask ="} < set(text.splitlines())
+
+
+def test_check_prints_what_is_in_effect_for_a_daemon(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "f.ini").write_text("[relayd]\ninclude = conf.d/*\n[relay a]\nsource = a:1\ndestination = :2\n")
+    assert cli.main(["--config", str(tmp_path / "f.ini"), "--check"]) == 0
+    printed = capsys.readouterr()
+    assert {"log = syslog", "umask = 0027", "# include = conf.d/*"} < set(printed.out.splitlines())
+    assert printed.err == (
+        f"relayd: warning: {tmp_path}/f.ini:2: [relayd] include: there is no file {tmp_path}/conf.d/*\n"
+    )
 
 
 def test_c24_check_has_no_side_effects(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ _READY_TIMEOUT = 30.0
 _END_TIMEOUT = 5.0
 
 _READY = "ready"
-_UMASK = 0o027
+UMASK = 0o027
 
 
 class Caller:
@@ -108,7 +108,7 @@ def _detach(pidfile: PidFile | None, umask: int | None, caller: Caller, body: Ca
     try:
         context = daemon.DaemonContext(
             detach_process=True,  # its guess takes a socket on stdin for inetd
-            umask=_UMASK if umask is None else umask,
+            umask=UMASK if umask is None else umask,
             pidfile=pidfile,
             signal_map={},  # its SIGTERM raises SystemExit anywhere; ours wake the loop
             files_preserve=[caller.fd, *([pidfile.fd] if pidfile is not None else [])],

@@ -125,6 +125,8 @@ class Reloader:
     def _go_over(self, config: Config, answers: Mapping[TcpAddress, Answer]) -> None:
         plan = self._apply(config, answers)
         self.loaded_at = time.time()
+        for warning in config.warnings:
+            self._log.bind().warning("configuration", warning=warning)
         self._log.bind().info("reloaded", changes=_summary(plan))
         self._end(())
 

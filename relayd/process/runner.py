@@ -192,6 +192,8 @@ class _Runner:
 
     def _tell_circumstances(self, log: BoundLog) -> None:
         """Log what whoever runs us should know of how we were started."""
+        for warning in self._config.warnings:
+            log.warning("configuration", warning=warning)
         if self._stale:
             log.warning("pidfile_replaced", pid=self._stale, reason="its owner has ended without removing it")
         absence = self._log_targets.absence(self._config)
@@ -223,7 +225,8 @@ class _Runner:
         for claim in claims:
             self._pool.give_back(claim)
         for name in self._pool.unclaimed():
-            self._log.bind().warning("socket_unclaimed", address=name)
+            cure = "let a relay listen there, or take it out of the socket unit"
+            self._log.bind().warning("socket_unclaimed", address=name, cure=cure)
 
     # -- events -----------------------------------------------------------------------------------
 

@@ -151,6 +151,18 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
         assert not there.pidfile.exists()
 
 
+def test_an_include_that_finds_nothing_is_told_at_the_start_and_at_a_reload(tmp_path: Path) -> None:
+    with daemon(tmp_path, relay("one", free_port(), free_port()), include="conf.d/*.ini") as running:
+        missing = f"[relayd] include: there is no file {tmp_path}/conf.d/*.ini"
+        assert [missing in line for line in running.lines("event=configuration")] == [True]
+        running.hang_up()
+        assert [missing in line for line in running.lines("event=configuration")] == [True, True]
+        (tmp_path / "conf.d").mkdir()
+        (tmp_path / "conf.d" / "two.ini").write_text(relay("two", free_port(), free_port()))
+        running.hang_up()
+        assert len(running.lines("event=configuration")) == 2
+
+
 @pytest.mark.parametrize("key", ["user", "group"])
 @pytest.mark.parametrize("words", [[], ["--foreground"]])
 def test_an_unknown_user_or_group(tmp_path: Path, key: str, words: list[str]) -> None:

@@ -293,7 +293,8 @@ def test_a_passed_socket_that_no_relay_wants_is_told_of(tmp_path: Path) -> None:
         passing(unwanted) as (prefix, fds),
         in_foreground(there, prefix, pass_fds=fds) as running,
     ):
-        assert str(unwanted.getsockname()[1]) in running.wait_log("event=socket_unclaimed")
+        said = running.wait_log("event=socket_unclaimed")
+        assert str(unwanted.getsockname()[1]) in said and "take it out of the socket unit" in said
 
 
 def test_a_passed_socket_that_a_reload_wants_is_taken(tmp_path: Path) -> None:

@@ -87,8 +87,8 @@ def test_a_dump_shows_both_directions(house: House) -> None:
         house.receive(client, 5)
         client.send(b"up\n")
         house.receive(source, 3)
-    assert house.stdout.having(" a > unix", " down")
-    assert house.stdout.having(" a < unix", " up")
+    assert house.stdout.having(" a > from unix", " down")
+    assert house.stdout.having(" a < from unix", " up")
 
 
 def test_a_dump_file_takes_the_bytes(house: House) -> None:

@@ -17,6 +17,7 @@ from relayd.observe.log import BoundLog, WallClock
 from relayd.observe.targets import timestamp
 from relayd.observe.writer import LossyWriter, Lost, Scheduler, close_fd, unheard, write_whole
 
+# As it stands in a row: `ais > from 192.0.2.1:80` came from the source, `ais < from` came back from a destination.
 TO_DESTINATION = ">"
 TO_SOURCE = "<"
 
@@ -126,7 +127,7 @@ class Dump:
             return
         # A peer may have chosen its own name: the path of a Unix socket.
         shown = escaped(peer.encode("utf-8", "surrogateescape"))
-        head = f"{timestamp(self._wall_clock())} {self._relay} {direction} {shown}"
+        head = f"{timestamp(self._wall_clock())} {self._relay} {direction} from {shown}"
         rendered = self._render(head, data)
         if self._lost:
             notice = b"" if self._bytes_alone else f"{head} ... {self._lost} bytes are missing here\n".encode()

@@ -67,7 +67,7 @@ def test_text_shows_each_line_behind_its_time_relay_direction_and_peer() -> None
     shown = ((">", names[0], "$GPGGA,1*00"), (">", names[0], "$GPGGA,2*00"), ("<", names[1], "hello"))
     assert len(rows) == 3
     for row, (direction, name, text) in zip(rows, shown, strict=True):
-        assert re.fullmatch(rf"{stamp} relay {direction} {re.escape(name)} {re.escape(text)}", row), row
+        assert re.fullmatch(rf"{stamp} relay {direction} from {re.escape(name)} {re.escape(text)}", row), row
 
 
 def test_hex_looks_like_hexdump() -> None:

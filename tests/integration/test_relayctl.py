@@ -301,7 +301,7 @@ def test_dump_shows_what_passes(flow: Flow, tmp_path: Path) -> None:
         assert first in keyed("feed", int(first[5:15]), 100).decode()
         rows = text.data.decode().splitlines()
         peer = name_of(flow.source)
-        assert rows[0].split()[1:4] == ["flow", ">", peer] and rows[0].split()[4].startswith("feed:")
+        assert rows[0].split()[1:5] == ["flow", ">", "from", peer] and rows[0].split()[5].startswith("feed:")
         running.reload()  # which touches nothing
         running.configure(relay("flow", flow.source_port, flow.port, framing="line", buffer="1M",
                                 dump="raw", dump_file=tmp_path / "dump"))  # fmt: skip

@@ -105,7 +105,7 @@ def dump(style: str) -> tuple[Dump, Target, Lines]:
 def test_every_row_has_time_relay_direction_and_peer() -> None:
     shown, target, _ = dump("text")
     shown.show(b"one\ntwo\n", ">", "192.0.2.1:80")
-    head = "1970-01-01T00:00:00.250Z ais > 192.0.2.1:80"
+    head = "1970-01-01T00:00:00.250Z ais > from 192.0.2.1:80"
     assert target.taken.decode() == f"{head} one\n{head} two\n"
 
 
@@ -113,7 +113,7 @@ def test_hex_has_a_head_and_rows() -> None:
     shown, target, _ = dump("hex")
     shown.show(b"abc", "<", "peer")
     assert target.taken.decode().splitlines() == [
-        "1970-01-01T00:00:00.250Z ais < peer 3 bytes",
+        "1970-01-01T00:00:00.250Z ais < from peer 3 bytes",
         "00000000  61 62 63                                          |abc|",
     ]
 

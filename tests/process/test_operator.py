@@ -194,7 +194,7 @@ def test_a_watch_shows_what_passes_until_it_ends(living: Living, operator: Opera
         living.house.until(lambda: operator.status()["relays"][1]["totals"]["bytes_in"] > 100)
         assert len(shown) == count
     text = b"".join(shown).decode()
-    assert " feed > replay:" in text
+    assert " feed > from replay:" in text
     assert " one\n" in text
     assert r"\x1b[2J" in text
     unwatch()  # harmless

@@ -28,12 +28,16 @@ def note(key: Key) -> str:
     return f" ({key.only_for.replace(' listen', '')} that listens)" if key.only_for else ""
 
 
+def type_of(key: Key) -> str:
+    """Return what a value may be."""
+    return f"{key.kind.name.replace(' | ', ', ')} {key.kind.bounds}".strip()
+
+
 def markdown_keys(keys: Mapping[str, Key]) -> str:
     """Return the keys as a table."""
     rows = ["| key | type | default | | on reload |", "|---|---|---|---|---|"]
     for key in keys.values():
-        kind = key.kind.name.replace(" | ", ", ")
-        rows.append(f"| `{key.name}` | {kind} | {default(key)} | {key.help}{note(key)} | {key.reload} |")
+        rows.append(f"| `{key.name}` | {type_of(key)} | {default(key)} | {key.help}{note(key)} | {key.reload} |")
     return "\n".join(rows)
 
 
@@ -53,9 +57,8 @@ def roff_keys(keys: Mapping[str, Key]) -> str:
     """Return the keys as tagged paragraphs, man(7)."""
     rows = []
     for key in keys.values():
-        kind = key.kind.name.replace(" | ", ", ")
         text = f"{key.help}{note(key)}. Default: {default(key)}. On reload: {key.reload}."
-        rows += [".TP", roff(f'.BR {key.name} " ({kind})"'), roff(text[0].upper() + text[1:])]
+        rows += [".TP", roff(f'.BR {key.name} " ({type_of(key)})"'), roff(text[0].upper() + text[1:])]
     return "\n".join(rows)
 
 

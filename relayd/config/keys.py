@@ -96,7 +96,8 @@ RELAY_KEYS = _table(
     ),
     Key("max_age", kinds.duration(), "0", "records that have waited longer are dropped instead of sent; 0: none are"),
     Key(
-        "history", kinds.HISTORY, "0", "of the past, what a new client gets: `64K`, `100r` (records) or `30s`; 0: none",
+        "history", kinds.HISTORY, "0",
+        "of the past, what a new client gets: `64K`, `100r` (records) or `30s`, at most half of `buffer`; 0: none",
         only_for="destination listen",
     ),
     Key(
@@ -138,7 +139,7 @@ RELAY_KEYS = _table(
     Key("receive_buffer", kinds.size(0, 1024**3), "0", "kernel's receive buffer (SO_RCVBUF); 0: its own choice"),
     Key("dump", kinds.choice(("off", *FORMATS)), "off", "show what passes: text, hex as `hexdump -C`, raw bytes alone"),
     Key("dump_file", kinds.PATH, "", "where to; empty: standard output"),
-    Key("dump_max", kinds.ROTATION, "100M x 10", "a dump file's size, and how many are kept"),
+    Key("dump_max", kinds.ROTATION, "100M x 10", "a dump file's size, and how many are kept; `10M` alone is `10M x 1`"),
 )  # fmt: skip
 
 # What `log` can be besides a path.
@@ -164,7 +165,7 @@ DAEMON_KEYS = _table(
         "umask",
         kinds.UMASK,
         "",
-        "mode bits that no file of the daemon gets",
+        "mode bits that no file of the daemon gets, but for the pidfile, which is for all to read",
         default_help=_UMASK_DEFAULT,
         reload=AT_START,
     ),

@@ -35,12 +35,16 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of value: `name` is what the manual calls it; of `a_list`, a file may have one part on each line."""
+    """A type of value: `name` is what the manual calls it; of `a_list`, a file may have one part on each line.
+
+    `bounds`: low..high, where they are narrower than anybody would think.
+    """
 
     name: str
     read: Callable[[str], Any]
     show: Callable[[Any], str]
     a_list: bool = False
+    bounds: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,24 +96,26 @@ def show_size(size: int) -> str:
     return str(size)
 
 
-def _within(kind: str, read: Callable[[str], Any], show: Callable[[Any], str], low: float, high: float) -> Kind:
+def _within(
+    kind: str, read: Callable[[str], Any], show: Callable[[Any], str], low: float, high: float, tell: bool = True
+) -> Kind:
     def read_within(text: str) -> Any:
         value = read(text)
         if not low <= value <= high:
             raise ValueError(f"'{text}' is not between {show(low)} and {show(high)}")
         return value
 
-    return Kind(kind, read_within, show)
+    return Kind(kind, read_within, show, bounds=f"{show(low)}..{show(high)}" if tell else "")
 
 
 def duration(low: float = 0.0, high: float = _DURATION_MAX) -> Kind:
     """A duration between two bounds, in seconds."""
-    return _within("duration", read_duration, show_duration, low, high)
+    return _within("duration", read_duration, show_duration, low, high, tell=(low, high) != (0.0, _DURATION_MAX))
 
 
 def size(low: int = 0, high: int = _SIZE_MAX) -> Kind:
     """A size between two bounds, in bytes."""
-    return _within("size", read_size, show_size, low, high)
+    return _within("size", read_size, show_size, low, high, tell=(low, high) != (0, _SIZE_MAX))
 
 
 def _read_number(text: str) -> int:

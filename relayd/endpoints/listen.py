@@ -116,7 +116,9 @@ class ListenEndpoint:
     def start(self) -> None:
         for address, listener in self._listeners.items():
             listener.retune(self._settings)
-            self._log.info("listening", address=address)
+            if listener.told != self._end:  # one that a reload has kept is no news
+                self._log.info("listening", address=address)
+                listener.told = self._end
             self._acceptors[address] = [
                 Acceptor(self._reactor, sock, self._accepted, self._exhausted, self._owner.is_behind)
                 for sock in listener.sockets

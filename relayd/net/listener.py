@@ -40,6 +40,7 @@ class Listener:
         self.sockets = tuple(sockets)
         self.adopted = adopted
         self.users = 0  # ends that accept on it; for the pool
+        self.told: object = None  # the end that is known to accept on it
         self._file = _identity(address.path) if isinstance(address, UnixAddress) else None
 
     def retune(self, settings: ListenSettings) -> None:
@@ -112,6 +113,8 @@ class ListenerPool:
     def give_back(self, listener: Listener) -> None:
         """One user less; the last one's listener is closed."""
         listener.users -= 1
+        if not listener.users:
+            listener.told = None
         if not listener.users and not listener.adopted:
             del self._listeners[listener.address]
             listener.close()

@@ -128,6 +128,21 @@ def test_a_peer_comes_in_and_is_heard_and_answered(loop: Loop) -> None:
     assert house.log.having("event=listening", f"address=127.0.0.1:{house.port}")
 
 
+def test_a_listener_that_is_kept_is_no_news(loop: Loop) -> None:
+    house = House(loop)
+    for end in (house.endpoint._end, End("other", is_source=False)):  # a reload of the relay, and of one renamed
+        with_other_end = ListenEndpoint(
+            loop, house.endpoint._addresses, house.pool, house.endpoint._settings, 2.0, house.endpoint._admission,
+            house.guard, end, house.owner, house.counters, EventLog(loop, house.log).bind(relay=end.relay),
+        )  # fmt: skip
+        with_other_end.open()
+        house.endpoint.stop()
+        with_other_end.start()
+        house.endpoint = with_other_end
+    told = house.log.having("event=listening")
+    assert [f"relay={house.relay} " in line for line in told] == [True, False]
+
+
 def test_the_links_socket_has_the_options(loop: Loop) -> None:
     house = House(loop, options=SocketOptions(True, Keepalive(31, 11, 4), 60.0))
     _, link = house.enter()

@@ -17,7 +17,7 @@ from relayd.wire.framing import Framer, mostly_noise
 _LINKS_MAX = 16
 
 # Why a source has ended that somebody wanted to end; any other end is one that somebody should look at.
-_WANTED_ENDS = frozenset({"stopped", "kicked"})
+_WANTED_ENDS = frozenset({"stopped", "removed", "changed", "kicked"})
 
 
 class SourceLink:
@@ -262,16 +262,16 @@ class Inlet:
 
     # -- the end --------------------------------------------------------------------------------
 
-    def finish(self) -> None:
+    def finish(self, reason: str = "stopped") -> None:
         """Read no more; let go of the source once what goes back to it is sent."""
         self.conclude()
         if self.link is not None:
-            self.sink.finish("stopped")
+            self.sink.finish(reason)
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "stopped") -> None:
         """Reset every link."""
         for link in self.links:
-            link.transport.abort("stopped")
+            link.transport.abort(reason)
 
     def kick(self, peer: str) -> int:
         """Reset the links of a peer; return how many there were."""

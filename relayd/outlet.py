@@ -216,9 +216,9 @@ class Outlet:
                 link.break_off = BreakOff(self._reactor, link.sink, link.transport, reason, self._patience)
                 self._ends(link)
 
-    def stop(self) -> None:
+    def stop(self, reason: str = "stopped") -> None:
         """Close every link, for there will be no other."""
-        self.finish("stopped")
+        self.finish(reason)
 
     def kick(self, peer: str) -> int:
         """Reset the links of a peer; return how many there were."""
@@ -227,10 +227,10 @@ class Outlet:
             link.transport.abort("kicked")
         return len(kicked)
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "stopped") -> None:
         """Reset every link."""
         for link in self.links:
-            link.transport.abort("stopped")
+            link.transport.abort(reason)
 
 
 class ClientsOutlet(Outlet):
@@ -260,8 +260,8 @@ class ClientsOutlet(Outlet):
         if self._history is not None and former._history is not None:
             self._history.adopt(former._history)
 
-    def stop(self) -> None:
-        super().stop()
+    def stop(self, reason: str = "stopped") -> None:
+        super().stop(reason)
         if self._history is not None:
             self._history.end()
 
@@ -337,9 +337,9 @@ class KeptOutlet(Outlet):
             self._trial.finish(reason)
         super().finish(reason)
 
-    def stop(self) -> None:
+    def stop(self, reason: str = "stopped") -> None:
         self._stopping = True
-        super().stop()
+        super().stop(reason)
         if not self.links and self.sink.queue.size:
             self._log.warning("undelivered", dropped=self.sink.queue.size)
         if not self.links:

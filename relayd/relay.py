@@ -60,6 +60,7 @@ class Relay:
         self._changed = changed
         self._stopped: Callable[[], None] | None = None
         self._stopping = False
+        self._end_reason = "stopped"  # of the links
         # Those that this has inherited from, each while it drains what it kept; the service holds it until then.
         self._formers: list[weakref.ref[Relay]] = []
         self._dump: Dump | None = None
@@ -137,21 +138,22 @@ class Relay:
         former._watchers = {}
         self._match_demand()
 
-    def stop(self, stopped: Callable[[], None]) -> None:
+    def stop(self, stopped: Callable[[], None], reason: str = "stopped") -> None:
         """End gracefully: read no more, send what waits, close. `stopped()` is called when no link is left."""
         self._stopped = stopped
+        self._end_reason = reason
         self._stopping = True
         self.stop_endpoints()
-        self._inlet.finish()
+        self._inlet.finish(reason)
         for destination in self._destinations:
-            destination.outlet.stop()
+            destination.outlet.stop(reason)
         self.links_changed()
 
     def abort(self) -> None:
         """End at once: every link is reset."""
-        self._inlet.abort()
+        self._inlet.abort(self._end_reason)
         for destination in self._destinations:
-            destination.outlet.abort()
+            destination.outlet.abort(self._end_reason)
 
     # -- told by the ends -----------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ class Service:
             relays = self._opened(fresh + changed)
         self.config = config
         for gone in plan.removed:
-            self._retire(self._relays.pop(gone.name))
+            self._retire(self._relays.pop(gone.name), "removed")
         for change, relay in zip(plan.changed, relays[len(fresh) :], strict=True):
             self._replace(change, relay)
         for relay in relays:
@@ -74,7 +74,7 @@ class Service:
         self.stopping = True
         self._log.info("stopping", drain_timeout=self.config.drain_timeout)
         for relay in self._relays.values():
-            self._retire(relay)
+            self._retire(relay, "stopped")
         self._end_if_idle()
 
     # -- what is seen -----------------------------------------------------------------------------
@@ -132,10 +132,10 @@ class Service:
         former = self._relays.pop(relay.name)
         former.stop_endpoints()
         relay.inherit(former, change.keeps_source, change.keeps_destination)
-        self._retire(former)
+        self._retire(former, "changed")
 
-    def _retire(self, relay: Relay) -> None:
-        """Drain a relay, for `drain_timeout` at most."""
+    def _retire(self, relay: Relay, reason: str) -> None:
+        """Drain a relay, for `drain_timeout` at most; its links end with the reason."""
         deadline = self._reactor.call_later(self.config.drain_timeout, relay.abort)
 
         def retired() -> None:
@@ -143,7 +143,7 @@ class Service:
             self._running.discard(relay)
             self._end_if_idle()
 
-        relay.stop(retired)
+        relay.stop(retired, reason)
 
     def _abort(self) -> None:
         for relay in self._running:

@@ -422,7 +422,7 @@ def test_a_relay_that_is_removed_drains(tmp_path: Path, stack: ExitStack) -> Non
         assert receive_all(source) == b""
         assert receive_all(late) == data
         late.close()
-        running.wait_log("relay=two", "event=closed", "reason=stopped", f"sent={len(data)}")
+        running.wait_log("relay=two", "event=closed", "reason=removed", f"sent={len(data)}")
         carries(*links)
         assert [found["name"] for found in running.status()["relays"]] == ["one"]
 

@@ -16,6 +16,7 @@ from relayd.net.reactor import Reactor
 from relayd.net.resolver import Answer, Resolver
 from relayd.observe.log import EventLog
 from relayd.observe.targets import LogTarget
+from relayd.process.privileges import found_from
 from relayd.process.systemd import Notifier
 from relayd.reload import Plan
 from relayd.service import Service
@@ -43,8 +44,9 @@ class Reloader:
         controller: Controller,
         log: EventLog,
         notifier: Notifier,
+        inside: str = "",
     ) -> None:
-        """`load` is None where there is no file to read again."""
+        """`load` is None where there is no file to read again; `inside` is the chroot we are in, "" for none."""
         self._reactor = reactor
         self._resolver = resolver
         self._load = load
@@ -53,6 +55,7 @@ class Reloader:
         self._controller = controller
         self._log = log
         self._notifier = notifier
+        self._inside = inside
         self._pending = False
         self._lookups: Lookups | None = None
         self._asking: list[Callable[[Reasons], None]] = []
@@ -161,9 +164,10 @@ class Reloader:
         # comes, which an idle daemon gives no reason to.
         gc.collect()
         self._notifier.ready(self._service.summary())  # or the manager would wait for ever
+        reasons = tuple(found_from(self._inside, reasons))
         self.failure = reasons[0] if reasons else ""
         for reason in reasons:
-            self._log.bind().warning("reload_failed", error=reason)
+            self._log.bind().error("reload_failed", error=reason)
         asking, self._asking = self._asking, []
         for ended in asking:
             self._reactor.guard(functools.partial(ended, reasons))

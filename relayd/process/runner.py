@@ -170,7 +170,7 @@ class _Runner:
         self._controller = Controller(reactor, self._pool, log.bind())
         make_target = self._log_targets.make
         reloader = self._reloader = Reloader(
-            reactor, resolver, self._load, make_target, service, self._controller, log, self._notifier
+            reactor, resolver, self._load, make_target, service, self._controller, log, self._notifier, self._inside
         )
         signals = Signals(reactor, {
             signal.SIGTERM: self._stop, signal.SIGINT: self._stop,

@@ -146,7 +146,10 @@ def test_a_log_daemon_that_is_not_there_stops_nothing(tmp_path: Path, target: st
     if any(os.path.exists(path) for path in ("/dev/log", "/run/systemd/journal/socket")):
         pytest.skip("a log daemon is there")
     source_port, port = free_port(), free_port()
-    with daemon(tmp_path, relay("flow", source_port, port), log=target) as running:
+    with site(tmp_path, relay("flow", source_port, port), log=target) as running:
+        done = running.launch()
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr.startswith(f"relayd: log: no {target} at /") and len(done.stderr.splitlines()) == 1
         flow_through(*linked(running, source_port, port, stack))
         assert running.stop() < 12
 

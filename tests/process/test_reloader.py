@@ -362,6 +362,17 @@ def test_p8_a_broken_file_changes_nothing(living: Living, text: str, reasons: in
     unchanged(living, relay)
 
 
+def test_what_is_missing_in_a_chroot_is_said_to_have_been_looked_for_in_there(living: Living) -> None:
+    living.reloader = Reloader(
+        living.house.reactor, living.house.shared.resolver, living.load, living.make_target, living.service,
+        living.controller, living.house.shared.log, living.notifier, inside="/jail",
+    )  # fmt: skip
+    (reason,) = living.reload("[relayd]\nlog = /none/such\n" + RELAY.format("a"))
+    assert reason == "cannot write log /none/such: No such file or directory (inside chroot /jail)"
+    (line,) = living.logged("event=reload_failed")
+    assert " error " in line and "(inside chroot /jail)" in line
+
+
 def test_p8_a_file_that_is_gone_changes_nothing_and_the_next_reload_clears_it(living: Living) -> None:
     (relay,) = living.service.relays
     (living.house.folder / "relayd.ini").unlink()

@@ -25,7 +25,7 @@ WallClock = Callable[[], float]
 
 @dataclass
 class _Burst:
-    """A line that has been written, and how often it would have been again."""
+    """What is to be told of the lines that were not written, and how many there were."""
 
     level: str
     fields: Fields
@@ -49,15 +49,18 @@ class EventLog:
         """Return a log that puts `fields` in front of every line."""
         return BoundLog(self, fields)
 
-    def write(self, level: str, fields: Fields, collapse: Hashable = None) -> None:
-        """Write a line, or count it where one with the same `collapse` key has just been written."""
+    def write(self, level: str, fields: Fields, collapse: Hashable = None, counted: Fields | None = None) -> None:
+        """Write a line, or count it where one with the same `collapse` key has just been written.
+
+        `counted` are the fields of the line that tells the count, where they are others.
+        """
         if LEVELS[level] < LEVELS[self.level]:
             return
         if collapse is not None:
             if collapse in self._bursts:
                 self._bursts[collapse].repeated += 1
                 return
-            self._bursts[collapse] = _Burst(level, fields)
+            self._bursts[collapse] = _Burst(level, fields if counted is None else counted)
             self._scheduler.call_later(_COLLAPSE, lambda: self._end_burst(collapse))
         self._emit(level, fields)
 
@@ -117,11 +120,20 @@ class BoundLog:
         """Write something that somebody should look at in the morning."""
         self._log.write("warning", {**self._fields, "event": event, **fields})
 
+    def error(self, event: str, **fields: Value) -> None:
+        """Write that what somebody has asked for was not done."""
+        self._log.write("error", {**self._fields, "event": event, **fields})
+
     def burst(self, event: str, **fields: Value) -> None:
         """Write a warning of a kind that others can provoke at will: one line for all of the same reason.
 
-        It names the first client; a thousand that fall behind together are one line, and one more that counts them.
+        It names the first client; a thousand that fall behind together are one line, and one more that counts them,
+        under `client=any`, and without what is true of the first alone.
         """
         whose = tuple(item for item in self._fields.items() if item[0] != "client")
         collapse = (whose, event, fields.get("reason"))
-        self._log.write("warning", {**self._fields, "event": event, **fields}, collapse)
+        counted = None
+        if "client" in self._fields:
+            reason = {"reason": fields["reason"]} if "reason" in fields else {}
+            counted = {**self._fields, "client": "any", "event": event, **reason}
+        self._log.write("warning", {**self._fields, "event": event, **fields}, collapse, counted)

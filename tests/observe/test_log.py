@@ -106,6 +106,18 @@ def test_a_burst_that_is_still_open_at_the_end_is_told() -> None:
     assert len(lines.lines) == 3
 
 
+def test_what_is_counted_of_a_crowd_stands_under_no_client_s_name() -> None:
+    reactor = FakeReactor()
+    log, lines = event_log(reactor)
+    for number in range(3):
+        log.bind(relay="ais", client=f"10.0.0.{number}").burst("closed", reason="slow", sent=number)
+    reactor.advance(60)
+    assert [line.split(" ", 2)[2] for line in lines] == [
+        "relay=ais client=10.0.0.0 event=closed reason=slow sent=0",
+        "relay=ais client=any event=closed reason=slow repeated 2 times",
+    ]
+
+
 def test_a_single_event_is_not_repeated() -> None:
     reactor = FakeReactor()
     log, lines = bound_log(reactor)

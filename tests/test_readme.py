@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,6 +111,34 @@ def test_every_key_is_in_its_table(kind: str) -> None:
 def test_every_framing_that_the_readme_writes_out_is_one() -> None:
     for text in re.findall(r"framing ?= ?([a-z0-9]+[^\s`]*)", (ROOT / README).read_text()):
         parse_framing(text)
+
+
+def words_of_the_log() -> set[str]:
+    """Return the events that the program logs, and the reasons that it gives for the end of a link or a refusal."""
+    logging = {"debug", "info", "warning", "error", "burst", "tell"}
+    ending = {"abort", "close", "finish", "end", "_retire", "_exhausted", "_lose"}
+    words: set[str] = set()
+    # The links of the control socket are not in the log.
+    for path in set((ROOT / "relayd").rglob("*.py")) - {ROOT / "relayd/controller.py"}:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", "tell" if node.keywords else ""))
+                given = [*(node.args if name in logging | ending else ())]
+                given += [keyword.value for keyword in node.keywords if keyword.arg == "reason"]
+            elif isinstance(node, ast.FunctionDef) and node.name.lstrip("_") == "refusal":
+                given = [found.value for found in ast.walk(node) if isinstance(found, ast.Return) and found.value]
+            else:
+                continue
+            found = [inner for value in given for inner in ast.walk(value) if isinstance(inner, ast.Constant)]
+            words |= {constant.value for constant in found if re.fullmatch(r"[a-z_]+", str(constant.value))}
+    return words
+
+
+def test_every_event_and_reason_of_the_log_is_in_the_manual() -> None:
+    words = words_of_the_log()
+    assert {"listening", "closed", "caught_up", "slow", "stale", "second_source", "loop", "removed", "behind"} <= words
+    section = (ROOT / MANUAL).read_text().split(".SH LOG")[1].split(".SH FILES")[0]
+    assert words <= set(re.findall(r"[a-z_]+", section)), words - set(re.findall(r"[a-z_]+", section))
 
 
 if __name__ == "__main__":

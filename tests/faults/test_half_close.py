@@ -154,7 +154,7 @@ def _check_order(order: Order, relayed: Ends, client: socket.socket, source: soc
             # What the relay had not read when it was switched off is not its own; all else comes, then FIN.
             numbers = cells_of("feed", got.wait_end())
             assert numbers == list(range(len(numbers)))
-            wait_until(lambda: lines(name, " client=", "event=closed reason=stopped"), "its end")
+            wait_until(lambda: lines(name, " client=", "event=closed reason=removed"), "its end")
         else:
             assert not lines(name, " client=", "event=closed"), "the client was closed"
     else:

@@ -93,7 +93,7 @@ class Victim:
 
 @contextmanager
 def victim_of(rig: Rig, pauses: bool = False, grows: int = 2 * MIB) -> Iterator[Victim]:
-    """Run a daemon; it logs errors only, for what is refused here is refused more than ten times a second.
+    """Run a daemon; it logs errors only, for what is taken here is taken many times a second.
 
     `pauses`, `grows`: what it is given takes it long to read, or much memory; see Oracle.
     """

@@ -179,7 +179,7 @@ def test_s5_closing_with_unread_input(rig: Rig, cause: str, returns: str) -> Non
         assert got.wait_end() == data
         client.shutdown(socket.SHUT_WR)  # ends the flood
         flood.join(PATIENCE)
-        relayed.closed("source_lost" if cause == "source" else "stopped")
+        relayed.closed("source_lost" if cause == "source" else "removed")
         discard(source)
         site.configure(on, rig.control_relay)
         site.reload()

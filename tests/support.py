@@ -83,6 +83,10 @@ def low_port() -> int:
     return _free_port(600, 1023)
 
 
+# For a relay whose source is to be held up: its kernel may take 32 MB else (net.ipv4.tcp_rmem), and all is sent.
+HELD_UP = ("-o", "receive_buffer=512K")
+
+
 def _free_port(begin: int, end: int) -> int:
     """Processes that run tests at the same time (xdist) choose from different ones."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import (
     CELL,
+    HELD_UP,
     Collector,
     Relayd,
     Sender,
@@ -298,7 +299,7 @@ UNEVEN = b"".join(b"record:%07d:%s\n" % (number, b"x" * (number % 61)) for numbe
 @pytest.mark.parametrize("mode", TO_CONNECTED)
 def test_connected_destination_killed_while_data_waits_for_it(mode: str, kill: str) -> None:
     """What the kernel had taken is gone; what relayd held is not, and a record that was cut is sent whole."""
-    with setting(mode, *LINE, "-o", "buffer=1M") as ends:
+    with setting(mode, *LINE, *HELD_UP, "-o", "buffer=1M") as ends:
         destination, source = ends.destination(), ends.source()
         sender = Sender(source, UNEVEN)
         sender.wait_stuck()

@@ -430,7 +430,7 @@ def test_a_relay_that_is_removed_drains(tmp_path: Path, stack: ExitStack) -> Non
 def test_a_relay_that_is_removed_does_not_drain_for_ever(tmp_path: Path, stack: ExitStack) -> None:
     """A client with a zero window holds it no longer than it would hold SIGTERM."""
     one, two = Pair(stack), Pair(stack)
-    texts = one.text("one"), two.text("two", overflow="block")
+    texts = one.text("one"), two.text("two", overflow="block", receive_buffer="512K")
     with daemon(tmp_path, *texts, drain_timeout="500ms") as running, stalled_client(two.port):
         source = two.source()
         wait_until(lambda: up(running, "two") == (True, 1))

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import (
     CELL,
+    HELD_UP,
     PATIENCE,
     SLOWNESS,
     Collector,
@@ -42,7 +43,7 @@ def test_block_pauses_the_source_while_the_destination_stalls(mode: str) -> None
         words = f"127.0.0.1:{source_listener.getsockname()[1]}", f"127.0.0.1:{port}", "--mode", mode
         if mode == "connect-connect":
             destination_listener = stack.enter_context(listener(port))
-        running = stack.enter_context(relayd(*words, "-o", "overflow=block", "-o", "buffer=1M"))
+        running = stack.enter_context(relayd(*words, *HELD_UP, "-o", "overflow=block", "-o", "buffer=1M"))
         source = stack.enter_context(source_listener.accept()[0])
         if mode == "connect-connect":
             destination = stack.enter_context(destination_listener.accept()[0])
@@ -64,7 +65,7 @@ def test_a_half_closed_connected_destination_costs_nothing() -> None:
     """FAULTS S3, with data that waits for a destination which does not read."""
     with listener() as source_listener, listener() as destination_listener, ExitStack() as stack:
         ends = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in (source_listener, destination_listener)]
-        running = stack.enter_context(relayd(*ends, "--mode", "connect-connect", "-o", "buffer=1M"))
+        running = stack.enter_context(relayd(*ends, *HELD_UP, "--mode", "connect-connect", "-o", "buffer=1M"))
         source = stack.enter_context(source_listener.accept()[0])
         destination = stack.enter_context(destination_listener.accept()[0])
         running.wait_log("event=connected", times=2)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.support import (
+    HELD_UP,
     SLOWNESS,
     Collector,
     Sender,
@@ -92,7 +93,7 @@ def test_a_client_whose_own_bytes_nobody_reads_receives_all_that_was_sent_to_it(
 def test_a_connected_destination_receives_what_waits_for_it() -> None:
     with listener() as source_listener, listener() as destination_listener, ExitStack() as stack:
         ends = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in (source_listener, destination_listener)]
-        running = stack.enter_context(relayd(*ends, "--mode", "connect-connect", "-o", "buffer=1M"))
+        running = stack.enter_context(relayd(*ends, *HELD_UP, "--mode", "connect-connect", "-o", "buffer=1M"))
         source = stack.enter_context(source_listener.accept()[0])
         destination = stack.enter_context(destination_listener.accept()[0])
         sender = Sender(source, bulk(2_000_000))

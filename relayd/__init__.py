@@ -35,7 +35,7 @@ Who is who, in the order of reading:
     trial.py        whether a destination that half-closed still takes anything
     breakoff.py     ends a link so that it cannot be taken for the end of the stream
     net/            bytes in and out of descriptors: reactor, transport, connector, acceptor, listener, resolver,
-                    lookups, pipe
+                    lookups, pipe, epoll
     wire/           what bytes mean: chunks, framings.  No sockets, no clock
     policy/         decisions: backoff, overflow, history, access, returns, loops.  No bytes, no sockets
     observe/        what can be seen: log, dump, counters

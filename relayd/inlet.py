@@ -250,12 +250,14 @@ class Inlet:
 
     def conclude(self) -> None:
         """Read no more of the source, for it is given up; what has come by now, and was not passed on, is."""
-        if self.link is not None and self._coalesce and not (self.link.concluded or self.pipeline.held):
-            self.link.transport.drain()
         link = self.link
         if link is None or link.concluded:
             return
         link.concluded = True
+        if self._coalesce and not self.pipeline.held:
+            link.transport.drain()
+        if self.link is None:  # the end had come, too
+            return
         self.pipeline.remove_producer(link)
         link.transport.pause_reading()
         link.interrupted()

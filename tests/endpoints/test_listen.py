@@ -303,23 +303,25 @@ def test_l14_who_has_left_is_forgotten(loop: Loop) -> None:
     assert admission._links == 0
 
 
-def test_l14_unix_peers_are_not_counted_as_one_address(loop: Loop, tmp_path: Path) -> None:
-    path = str(tmp_path / "feed.sock")
-    house = House(loop, [UnixAddress(path)], per_ip=1)
+def enter_three(loop: Loop, house: House, path: str) -> None:
     for number in range(3):
         client = loop.stack.enter_context(socket.socket(socket.AF_UNIX))
         client.connect(path)
         loop.until(lambda count=number: len(house.owner.links) == count + 1)
+
+
+def test_l14_unix_peers_are_not_counted_as_one_address(loop: Loop, tmp_path: Path) -> None:
+    path = str(tmp_path / "feed.sock")
+    house = House(loop, [UnixAddress(path)], per_ip=1)
+    enter_three(loop, house, path)
+    assert house.counters.refused == 0
 
 
 def test_unix_peers_have_names_of_their_own_in_links_and_refusals(loop: Loop, tmp_path: Path) -> None:
     """One that joins later, over another end even, is not called as one that is there."""
     path = str(tmp_path / "feed.sock")
     house = House(loop, [UnixAddress(path)], max_links=3)
-    for number in range(3):
-        client = loop.stack.enter_context(socket.socket(socket.AF_UNIX))
-        client.connect(path)
-        loop.until(lambda count=number: len(house.owner.links) == count + 1)
+    enter_three(loop, house, path)
     names = [link.name for link in house.owner.links]
     assert len(set(names)) == 3
     assert [house.endpoint.peer_name(link.transport) for link in house.owner.links] == names
